@@ -1,0 +1,161 @@
+"""RunSpec: everything a run is asked to do, validated, with the digest that is its identity."""
+
+import hashlib
+import json
+from typing import Annotated, Literal, Union
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from asu.errors import AsuError
+
+
+class Spec(BaseModel):
+    """Strict and frozen: a misspelt or ill-typed field is an error, never a default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Batch(Spec):
+    """The paper's load: `size` requests at once, the next batch when the slowest of this one is done."""
+
+    kind: Literal["batch"] = "batch"
+    size: int = Field(gt=0)
+
+    @property
+    def label(self) -> str:
+        return f"batch{self.size}"
+
+
+class Closed(Spec):
+    """A fixed number of requests in flight: one leaves, the next is sent."""
+
+    kind: Literal["closed"] = "closed"
+    concurrency: int = Field(gt=0)
+
+    @property
+    def label(self) -> str:
+        return f"closed{self.concurrency}"
+
+
+class Gamma(Spec):
+    """Open loop: gaps from a Gamma distribution of mean 1/rate [s] and coefficient of variation cv."""
+
+    kind: Literal["gamma"] = "gamma"
+    rate: float = Field(gt=0)
+    cv: float = Field(ge=0)
+
+    @property
+    def label(self) -> str:
+        return f"gamma{self.rate:g}cv{self.cv:g}"
+
+
+class Trace(Spec):
+    """Open loop: recorded arrival times from data/traces, divided by `speed`."""
+
+    kind: Literal["trace"] = "trace"
+    name: str = Field(min_length=1)
+    speed: float = Field(default=1.0, gt=0)
+
+    @property
+    def label(self) -> str:
+        return f"trace-{self.name}x{self.speed:g}"
+
+
+Load = Annotated[Union[Batch, Closed, Gamma, Trace], Field(discriminator="kind")]
+
+
+class Speculation(Spec):
+    """Speculative decoding: draft `tokens` tokens a step by prompt look-up or with the model named `draft`."""
+
+    method: Literal["ngram", "draft"]
+    tokens: int = Field(gt=0, le=16)
+    draft: str | None = None
+
+    @model_validator(mode="after")
+    def _draft_named(self):
+        if (self.method == "draft") != (self.draft is not None):
+            raise ValueError("speculation: method 'draft' names a draft model, method 'ngram' does not")
+        return self
+
+
+class EngineOptions(Spec):
+    """Neutral words for what an engine is asked to do; each engine maps them to its flags or refuses."""
+
+    weights: Literal["bf16", "fp8", "w4a16", "w8a8", "awq", "bnb4"] = "bf16"
+    kv_cache: Literal["bf16", "fp8_e4m3", "fp8_e5m2", "int8_per_token_head", "int8", "int4"] = "bf16"
+    kv_pool_tokens: int | None = Field(default=None, gt=0)  # size of the KV pool [tokens]; None: the engine's own choice
+    memory_share: float | None = Field(default=None, gt=0, le=1)  # share of GPU memory the engine may take
+    max_requests: int = Field(default=64, gt=0)  # most requests in one engine step
+    context: int = Field(default=4096, gt=0)  # prompt + output [tokens]
+    prefix_caching: bool = False
+    speculation: Speculation | None = None
+    scheduling: Literal["fcfs", "priority"] = "fcfs"
+    tensor_parallel: int = Field(default=1, gt=0)
+    random_weights: bool = False  # real shapes, random numbers: for `replay`, where accuracy has no meaning
+
+
+class Sampling(Spec):
+    """How tokens are drawn; `budget` is the most output tokens of a request."""
+
+    temperature: float = Field(default=0.6, ge=0)
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    budget: int = Field(default=2048, gt=0)
+
+
+class RunSpec(Spec):
+    """One measured run: `problems` first problems of a task, each `repeats` times, under one load on one server."""
+
+    engine: str = "vllm"
+    options: EngineOptions = EngineOptions()
+    model: str
+    task: str
+    problems: int | None = Field(default=None, gt=0)  # None: all
+    repeats: int = Field(default=1, gt=0)
+    load: Load = Closed(concurrency=32)
+    sampling: Sampling = Sampling()
+    seed: int = Field(default=0, ge=0)
+    lengths: str | None = None  # replay: name of the recorded output lengths in data/lengths
+
+    @model_validator(mode="after")
+    def _budget_fits(self):
+        if self.sampling.budget >= self.options.context:
+            raise ValueError(
+                f"budget {self.sampling.budget} leaves no room for a prompt in a context of {self.options.context} tokens")
+        return self
+
+    @property
+    def name(self) -> str:
+        """Readable, for folder names and progress lines; the digest is what identifies."""
+        pool = f"-kv{self.options.kv_pool_tokens}" if self.options.kv_pool_tokens else ""
+        return f"{self.engine}-{self.model}-{self.task}-{self.load.label}-b{self.sampling.budget}{pool}"
+
+    @property
+    def server_key(self) -> str:
+        """Runs with the same key share one server."""
+        return canonical({"engine": self.engine, "model": self.model, "options": self.options.model_dump(mode="json")})
+
+    def request_seed(self, problem_id: str, repeat: int) -> int:
+        """31-bit sampling seed of one request; the same in every run that shares `seed`, whatever else differs."""
+        text = f"{self.seed}/{problem_id}/{repeat}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+
+
+def canonical(value) -> str:
+    """JSON with one spelling per value, for digests and comparisons."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def digest(spec: RunSpec, inputs: dict) -> str:
+    """SHA-256 over the spec and over `inputs`, all else that can change a number (versions, weights, problems, machine)."""
+    return hashlib.sha256(canonical({"spec": spec.model_dump(mode="json"), "inputs": inputs}).encode()).hexdigest()
+
+
+def parse(data: dict, where: str) -> RunSpec:
+    """RunSpec from plain data, or one AsuError naming each offending field of `where`."""
+    try:
+        return RunSpec.model_validate(data)
+    except ValidationError as error:
+        raise AsuError(
+            f"{where}: " + "; ".join(
+                f"{'.'.join(map(str, e['loc'])) or 'run'}: {e['msg']}" for e in error.errors()),
+            "correct the named fields; lib/asu/specs.py lists every field with its meaning and unit") from None
