@@ -12,6 +12,7 @@ DATA = ROOT / "data"
 PROBLEMS = DATA / "problems"
 MODELS = DATA / "models"
 LENGTHS = DATA / "lengths"
+TRACES = DATA / "traces"
 PUBLISHED = DATA / "runs"
 FIGURES = ROOT / "figures"
 

@@ -1,0 +1,547 @@
+"""One streaming request → its times and exact token counts; nothing derived.
+
+The client speaks HTTP/1.1 itself, on asyncio's buffered protocol: a socket read costs one stamp and one append, and
+everything else (chunked coding, server-sent events, JSON) happens later, in batches or when the stream ends. General
+HTTP clients wake a task per chunk, which at 1,000 streams delays the very stamps that are the measurement.
+"""
+
+import asyncio
+import gc
+import math
+import resource
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import monotonic
+from urllib.parse import urlsplit
+
+import numpy as np
+import orjson
+
+from asu.errors import AsuError
+
+NAN = math.nan
+READ_BUFFER = 1 << 18  # bytes one socket read can take; one buffer serves all connections
+BATCH = 1 << 15  # undecoded bytes a stream may hold before they are decoded in the middle of the run
+KEEP_S = 2.0  # a used connection idle for longer is replaced: servers close idle ones (uvicorn after 5 s)
+LAG_EVERY_S = 0.01
+EXCERPT = 300  # characters of an error body that are kept
+
+REASONING, ANSWER = 1, 2  # which text an event carried, as a bit mask
+
+
+class Clock:
+    """Monotonic seconds since `t0`, the start of the run."""
+
+    def __init__(self):
+        self.t0 = monotonic()
+
+    def now(self) -> float:
+        return monotonic() - self.t0
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one request asks for. `chat_options` are chat template switches; higher `priority` numbers go later."""
+
+    prompt: str
+    max_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+    ignore_eos: bool = False
+    min_tokens: int | None = None
+    priority: int | None = None
+    chat_options: dict | None = None
+
+
+@dataclass
+class Reply:
+    """What came of a request: times on the run's clock [s] (NaN: never happened), counts [tokens], texts.
+
+    `output_tokens` is the engine's own usage, `event_tokens` the sum over the stream's events; they are kept apart
+    so that a gap shows. A failed request keeps what it got, with `error` = "<kind>: <detail>", the kind one of
+    http <status>, timeout, cut, malformed, refused (no connection), engine (error event), invalid (never sent).
+    """
+
+    due_s: float
+    sent_s: float = NAN
+    first_s: float = NAN
+    visible_s: float = NAN
+    last_s: float = NAN
+    end_s: float = NAN
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    thinking_tokens: int = 0
+    answer_tokens: int = 0
+    event_tokens: int = 0
+    finish_reason: str | None = None
+    error: str | None = None
+    thinking_text: str = ""
+    answer_text: str = ""
+    server_ttft_s: float = NAN  # scheduled → first token, without the queue, where the engine tells
+    server_queue_s: float = NAN
+    events: list[tuple[float, int, int]] = field(default_factory=list)  # (t_s, thinking_tokens, answer_tokens)
+
+
+def engine_is_dead(error: str | None) -> bool:
+    """Whether no later request can succeed either: LMDeploy answers 503 for ever once its loop has died."""
+    return error is not None and error.startswith(("http 503:", "refused:"))
+
+
+class Fault(Exception):
+    """A reply that cannot be taken further; the text is the reply's `error`."""
+
+
+@dataclass(slots=True)
+class Mark:
+    """One stream event: time, tokens, which texts it carried, how many tokens run up to the end-of-think id."""
+
+    t: float
+    tokens: int
+    texts: int
+    split: int = 0
+
+
+def attribute(marks: list[Mark], reasoning_tokens: int | None) -> list[tuple[int, int]]:
+    """(thinking, answer) tokens of each event; the marks <think> and </think> count as thinking.
+
+    With the end-of-think id seen, exact: thinking up to and including it. Without, by the text fields: all before the
+    first answer text is thinking if any of it was, all after it is answer. The event of that first answer text may
+    hold thinking too, unless an event without text (the withheld mark) came just before; then its share is what
+    `reasoning_tokens` of the usage leaves over plus the mark, or all but one token if the engine does not say.
+    """
+    ended = next((i for i, mark in enumerate(marks) if mark.split), None)
+    visible = next((i for i, mark in enumerate(marks) if mark.texts & ANSWER), len(marks))
+    if ended is not None:
+        turn, share = ended, marks[ended].split
+    elif not any(mark.texts & REASONING for mark in marks[:visible + 1]):
+        turn, share = -1, 0
+    elif visible == len(marks):
+        turn, share = visible, 0
+    else:
+        mark, before = marks[visible], sum(mark.tokens for mark in marks[:visible])
+        withheld = visible > 0 and not marks[visible - 1].texts and marks[visible - 1].tokens
+        turn, share = visible, 0
+        if mark.tokens > 1 and (mark.texts & REASONING or not withheld):
+            wanted = reasoning_tokens + 1 - before if reasoning_tokens else mark.tokens - 1
+            share = min(max(wanted, 1), mark.tokens - 1)
+    split = [(mark.tokens, 0) if i < turn else (0, mark.tokens) for i, mark in enumerate(marks)]
+    if 0 <= turn < len(marks):
+        split[turn] = (share, marks[turn].tokens - share)
+    return split
+
+
+class Decoder:
+    """Socket reads of one HTTP response → marks, texts and usage. `feed` raises Fault on what it cannot read."""
+
+    def __init__(self, think_end_id: int | None = None):
+        self.think_end_id = think_end_id
+        self.status = 0
+        self.chunked = self.keep_alive = self.body = self.complete = self.done = False
+        self.marks: list[Mark] = []
+        self.thinking: list[str] = []
+        self.answer: list[str] = []
+        self.usage: dict = {}
+        self.metrics: dict = {}
+        self.finish_reason: str | None = None
+        self.tokens = 0
+        self._rest = b""  # bytes that wait for the rest of a header or a chunk size
+        self._line = b""  # the unfinished line of the event stream
+        self._left: int | None = 0  # body bytes still to come in this chunk or response; None: until closed
+        self._first_chunk = True
+        self._problem = bytearray()  # body of an error response
+
+    def feed(self, t: float, data: bytes) -> None:
+        """Take the bytes of one socket read, stamped `t` [s]."""
+        if not self.status:
+            data = self._head(self._rest + data)
+        body = self._dechunk(data) if self.chunked else self._plain(data)
+        if self.status == 200:
+            self._lines(t, body)
+        elif self.status:
+            self._problem += body
+            if self.complete or len(self._problem) > 4 * EXCERPT:
+                raise Fault(f"http {self.status}: {excerpt(bytes(self._problem))}")
+
+    def closed(self) -> None:
+        """The connection is gone: complete if the body was to end so, else a Fault that says where it was cut."""
+        if self.complete or (self.status == 200 and self._left is None):
+            self.complete = True
+            return
+        if self.status and self.status != 200:
+            raise Fault(f"http {self.status}: {excerpt(bytes(self._problem))}")
+        where = "in the middle of an event" if self._line or self._left else "between events"
+        raise Fault(f"cut: the connection closed {where}, after {self.tokens} tokens")
+
+    def check(self) -> None:
+        """Fault unless the finished stream holds all that a whole answer has."""
+        if not self.done:
+            where = "in the middle of an event" if self._line else "without [DONE]"
+            raise Fault(f"cut: the stream ended {where}, after {self.tokens} tokens")
+        if not isinstance(self.usage.get("completion_tokens"), int):
+            raise Fault("malformed: the stream ended without the engine's token usage")
+
+    def _head(self, data: bytes) -> bytes:
+        head, blank, body = data.partition(b"\r\n\r\n")
+        if not blank:
+            self._rest = data
+            return b""
+        self._rest = b""
+        status, *lines = head.split(b"\r\n")
+        try:
+            self.status = int(status.split(b" ", 2)[1])
+            headers = {name: value.strip() for name, _, value in (line.lower().partition(b":") for line in lines)}
+            self.chunked = headers.get(b"transfer-encoding") == b"chunked"
+            length = headers.get(b"content-length")
+            self._left = 0 if self.chunked else None if length is None else int(length)
+        except (IndexError, ValueError):
+            raise Fault(f"malformed: not an HTTP response: {excerpt(data)}") from None
+        self.keep_alive = status.startswith(b"HTTP/1.1") and headers.get(b"connection") != b"close"
+        self.complete = not self.chunked and self._left == 0
+        return body
+
+    def _plain(self, data: bytes) -> bytes:
+        self.body |= bool(data)
+        if self._left is not None and self.status:
+            self._left -= len(data)
+            self.complete = self._left <= 0
+        return data
+
+    def _dechunk(self, data: bytes) -> bytes:
+        data, self._rest = self._rest + data, b""
+        pieces, at = [], 0
+        while at < len(data):
+            if self._left:
+                piece = data[at:at + self._left]
+                pieces.append(piece)
+                at += len(piece)
+                self._left -= len(piece)
+                continue
+            start = at if self._first_chunk else at + 2  # every chunk but the first follows the last one's line end
+            end = data.find(b"\r\n", start)
+            if end < 0:
+                break
+            try:
+                size = int(data[start:end].partition(b";")[0], 16)
+            except ValueError:
+                raise Fault(f"malformed: not a chunk size: {excerpt(data[start:end])}") from None
+            if size == 0:
+                self.complete = data.find(b"\r\n\r\n", end) >= 0
+                break
+            self._first_chunk, self._left, self.body, at = False, size, True, end + 2
+        if not self.complete:
+            self._rest = data[at:]
+        return b"".join(pieces)
+
+    def _lines(self, t: float, body: bytes) -> None:
+        *lines, self._line = (self._line + body).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data:"):
+                payload = line[5:].strip()
+                if payload == b"[DONE]":
+                    self.done = True
+                else:
+                    self._event(t, payload)
+
+    def _event(self, t: float, payload: bytes) -> None:
+        try:
+            event = orjson.loads(payload)
+            if event.get("error") or event.get("object") == "error":
+                raise Fault(f"engine: {excerpt(payload)}")
+            usage = event.get("usage")
+            if usage:
+                self.usage = usage
+            if not event["choices"]:
+                self.metrics = event.get("metrics") or {}
+                return
+            choice = event["choices"][0]
+            self._choice(t, choice, choice["delta"], usage)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise Fault(f"malformed: not a completion event: {excerpt(payload)}") from None
+
+    def _choice(self, t: float, choice: dict, delta: dict, usage: dict | None) -> None:
+        thought = delta.get("reasoning") or delta.get("reasoning_content")
+        said = delta.get("content")
+        if not (isinstance(thought, str | None) and isinstance(said, str | None)):
+            raise TypeError("text that is not a string")
+        ids = choice.get("token_ids") or choice.get("output_ids")
+        tokens = len(ids) if ids else max(usage["completion_tokens"] - self.tokens, 0) if usage else 0
+        self.finish_reason = choice.get("finish_reason") or self.finish_reason
+        texts = 0
+        if thought:
+            self.thinking.append(thought)
+            texts = REASONING
+        if said:
+            self.answer.append(said)
+            texts |= ANSWER
+        if not tokens and not texts:
+            return  # the role event
+        self.tokens += tokens
+        split = ids.index(self.think_end_id) + 1 if ids and self.think_end_id in ids else 0
+        self.marks.append(Mark(t, tokens, texts, split))
+
+    def fill(self, reply: Reply, t0: float) -> None:
+        """Write what was decoded into `reply`, times relative to `t0`."""
+        marks, usage = self.marks, self.usage
+        shares = attribute(marks, (usage.get("completion_tokens_details") or {}).get("reasoning_tokens"))
+        # An engine that never says which event held how many tokens still has a first and a last text.
+        timed = [mark.t for mark in marks if mark.tokens] or [mark.t for mark in marks]
+        if timed:
+            reply.first_s, reply.last_s = timed[0] - t0, timed[-1] - t0
+        reply.visible_s = next((mark.t - t0 for mark in marks if mark.texts & ANSWER), NAN)
+        reply.events = [(mark.t - t0, *share) for mark, share in zip(marks, shares, strict=True) if mark.tokens]
+        reply.thinking_tokens = sum(thinking for thinking, _ in shares)
+        reply.answer_tokens = sum(answer for _, answer in shares)
+        reply.event_tokens = self.tokens
+        reply.prompt_tokens = usage.get("prompt_tokens", 0)
+        reply.output_tokens = usage.get("completion_tokens", self.tokens)  # a cut stream never tells
+        reply.finish_reason = self.finish_reason
+        reply.thinking_text, reply.answer_text = "".join(self.thinking), "".join(self.answer)
+        reply.server_ttft_s = seconds(self.metrics.get("time_to_first_token_ms"))
+        reply.server_queue_s = seconds(self.metrics.get("queue_time_ms"))
+
+
+def seconds(milliseconds: float | None) -> float:
+    """Seconds; NaN for a missing value."""
+    return NAN if milliseconds is None else milliseconds / 1000
+
+
+def excerpt(data: bytes) -> str:
+    """The start of `data` as one printable line."""
+    text = " ".join(data.decode(errors="replace").split())
+    return text if len(text) <= EXCERPT else text[:EXCERPT] + "…"
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One TCP connection that carries one exchange at a time."""
+
+    def __init__(self, buffer: memoryview):
+        self.buffer = buffer  # shared: each read is copied out before the next one starts
+        self.transport: asyncio.Transport | None = None
+        self.decoder: Decoder | None = None
+        self.finished: asyncio.Future | None = None
+        self.idle_since = math.inf  # never used: nothing counts its idle time
+        self.end = NAN
+        self.seen = NAN
+        self.reads: list[tuple[float, bytes]] = []
+        self.pending = 0
+
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def get_buffer(self, sizehint):
+        return self.buffer
+
+    def buffer_updated(self, count):
+        self.seen = now = monotonic()
+        data = bytes(self.buffer[:count])
+        self.reads.append((now, data))
+        self.pending += count
+        decoder = self.decoder
+        lazy = decoder is not None and decoder.chunked and decoder.body
+        # A chunked body ends in an empty line; a read shorter than that end may be the last part of one.
+        if not lazy or count < 5 or self.pending > BATCH or data.endswith(b"\r\n\r\n"):
+            self.decode()
+
+    def decode(self):
+        """Decode the reads kept so far; ends the exchange when they complete it or cannot be read."""
+        reads, self.reads, self.pending = self.reads, [], 0
+        if self.decoder is None:
+            self.transport.abort()  # bytes nobody asked for
+            return
+        try:
+            for t, data in reads:
+                self.decoder.feed(t, data)
+            if self.decoder.complete:
+                self.finish(None)
+        except Fault as fault:
+            self.finish(str(fault))
+
+    def connection_lost(self, exc):
+        if self.finished is not None and not self.finished.done():
+            self.seen = monotonic()
+            self.decode()
+            try:
+                self.decoder.closed()
+                self.finish(None)
+            except Fault as fault:
+                self.finish(str(fault))
+
+    def finish(self, error: str | None) -> None:
+        if not self.finished.done():
+            self.end = self.seen
+            self.finished.set_result(error)
+
+    async def exchange(self, request: bytes, decoder: Decoder, timeout_s: float, idle_timeout_s: float) -> str | None:
+        """Write `request`, feed the response to `decoder`; None, or the error that ended it."""
+        loop = asyncio.get_running_loop()
+        self.decoder, self.finished, self.end = decoder, loop.create_future(), NAN
+        deadline = monotonic() + timeout_s
+
+        def watch():
+            nonlocal timer
+            now = monotonic()
+            silent_until = self.seen + idle_timeout_s if decoder.body else math.inf  # queueing is not silence
+            if now < min(deadline, silent_until):
+                timer = loop.call_at(loop.time() + min(deadline, silent_until, now + idle_timeout_s) - now, watch)
+                return
+            self.seen = now
+            self.decode()
+            self.finish(f"timeout: no whole answer within {timeout_s:g} s" if now >= deadline
+                        else f"timeout: the stream was silent for {idle_timeout_s:g} s")
+
+        timer = loop.call_later(min(timeout_s, idle_timeout_s), watch)
+        self.transport.write(request)
+        try:
+            return await self.finished
+        finally:
+            timer.cancel()
+            self.decoder = self.finished = None
+            self.idle_since = monotonic()
+
+
+class Client:
+    """Sends streaming chat completions over connections that are open before the run starts.
+
+    `concurrency`: connections opened on entry; more are opened when needed. `timeout_s`: for a whole request, queueing
+    included. `idle_timeout_s`: longest silence within a stream that has begun. `extras`: engine-specific body fields.
+    `think_end_id`: id of the token that ends the thinking, for exact counts in events of several tokens.
+    `continuous_usage`: ask for cumulative usage in every event, for engines without `return_token_ids`; not the
+    default because vLLM with a reasoning parser then recounts the whole output at every token.
+    """
+
+    def __init__(self, base_url: str, key: str, model: str, *, timeout_s: float, idle_timeout_s: float,
+                 concurrency: int, extras: dict | None = None, think_end_id: int | None = None,
+                 continuous_usage: bool = False):
+        url = urlsplit(base_url.removesuffix("/").removesuffix("/v1"))
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise AsuError(f"{base_url!r} is not the address of an engine", "give one like http://127.0.0.1:8000")
+        self.host, self.secure = url.hostname, url.scheme == "https"
+        self.port = url.port or (443 if self.secure else 80)
+        self.model, self.extras, self.think_end_id = model, extras or {}, think_end_id
+        self.timeout_s, self.idle_timeout_s, self.concurrency = timeout_s, idle_timeout_s, concurrency
+        self.stream_options = {"include_usage": True} | ({"continuous_usage_stats": True} if continuous_usage else {})
+        self._head = (f"POST {url.path}/v1/chat/completions HTTP/1.1\r\nHost: {url.netloc}\r\n"
+                      f"Authorization: Bearer {key}\r\nContent-Type: application/json\r\n"
+                      "Accept: text/event-stream\r\nContent-Length: ").encode()
+        self._buffer = memoryview(bytearray(READ_BUFFER))
+        self._idle: list[Connection] = []
+        self._lags = array("d")
+        self._sampler: asyncio.Task | None = None
+
+    @property
+    def loop_lag_s(self) -> np.ndarray:
+        """How late the event loop ran a timer, sampled every 10 ms [s]; shape (samples,)."""
+        return np.array(self._lags)
+
+    async def __aenter__(self) -> "Client":
+        allow_open_files(self.concurrency + 256)
+        try:
+            for start in range(0, self.concurrency, 128):  # fewer at once than a server's accept queue holds
+                count = min(128, self.concurrency - start)
+                self._idle += await asyncio.gather(*(self._connect() for _ in range(count)))
+        except OSError as error:
+            self._close()
+            raise AsuError(f"no engine answers at {self.host}:{self.port} ({error})",
+                           "start the server and wait until it is healthy before opening a client") from None
+        self._sampler = asyncio.create_task(self._sample_lag())
+        return self
+
+    async def __aexit__(self, *exc) -> None:
+        self._sampler.cancel()
+        self._close()
+        await asyncio.sleep(0)  # lets the transports run their closing callbacks
+
+    async def send(self, call: Call, due_s: float, clock: Clock) -> Reply:
+        """Send `call` now and read its stream to the end; a failure is in the reply's `error`, never raised."""
+        reply = Reply(due_s)
+        if not call.prompt.strip():
+            reply.error = "invalid: empty prompt, not sent"
+            return reply
+        body = orjson.dumps(self._body(call))
+        request = b"%b%d\r\n\r\n%b" % (self._head, len(body), body)
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                connection = await self._take()
+        except OSError as error:  # TimeoutError is one
+            reply.sent_s = reply.end_s = clock.now()
+            reply.error = f"refused: no connection to {self.host}:{self.port}: {error or 'timed out'}"
+            return reply
+        decoder, keep = Decoder(self.think_end_id), False
+        try:
+            reply.sent_s = clock.now()
+            reply.error = await connection.exchange(request, decoder, self.timeout_s, self.idle_timeout_s)
+            keep = reply.error is None and decoder.keep_alive
+            if reply.error is None:
+                decoder.check()
+        except Fault as fault:
+            reply.error = str(fault)
+        finally:
+            if keep:
+                self._idle.append(connection)
+            else:
+                connection.transport.abort()  # also when cancelled: the engine stops generating for nobody
+        decoder.fill(reply, clock.t0)
+        reply.end_s = connection.end - clock.t0
+        return reply
+
+    def _body(self, call: Call) -> dict:
+        body = {"model": self.model, "messages": [{"role": "user", "content": call.prompt}], "stream": True,
+                "stream_options": self.stream_options, "return_token_ids": True, "max_tokens": call.max_tokens,
+                "temperature": call.temperature, "top_p": call.top_p, "seed": call.seed}
+        optional = {"ignore_eos": call.ignore_eos or None, "min_tokens": call.min_tokens, "priority": call.priority,
+                    "chat_template_kwargs": call.chat_options}
+        return body | {name: value for name, value in optional.items() if value is not None} | self.extras
+
+    async def _connect(self) -> Connection:
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_connection(
+            lambda: Connection(self._buffer), self.host, self.port, ssl=self.secure or None)
+        return connection
+
+    async def _take(self) -> Connection:
+        oldest = monotonic() - KEEP_S
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.transport.is_closing() and connection.idle_since > oldest:
+                return connection
+            connection.transport.abort()
+        return await self._connect()
+
+    def _close(self) -> None:
+        while self._idle:
+            self._idle.pop().transport.abort()
+
+    async def _sample_lag(self) -> None:
+        while True:
+            due = monotonic() + LAG_EVERY_S
+            await asyncio.sleep(LAG_EVERY_S)
+            self._lags.append(max(monotonic() - due, 0.0))
+
+
+@contextmanager
+def quiet_collector() -> Iterator[None]:
+    """No garbage collection meanwhile: a full pass over a large heap stalls every stream at once."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if enabled:
+            gc.enable()
+
+
+def allow_open_files(count: int) -> None:
+    """Raise the process's soft limit of open files to `count`, or say how to."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= count:
+        return
+    if hard != resource.RLIM_INFINITY and hard < count:
+        raise AsuError(f"{count} open files are needed, this session may have {hard}",
+                       f"raise the limit with `ulimit -n {count}`, or lower the concurrency of the load")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
