@@ -1,0 +1,549 @@
+"""The ASU metrics: Accuracy, Service-end, User-end, from the recorded frames.
+
+One metric is one short function of a `Group` of requests, entered in `METRICS` with its title, unit, direction and
+formula; tables, axis labels and the column page all read that registry. Times are seconds on the run clock, shares
+0..1, tokens the engine's own counts. What was not recorded is NaN, never 0.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pandas as pd
+
+from asu import stats
+from asu.errors import AsuError
+
+OUTCOMES = ["correct", "wrong", "cut off", "unparsed", "failed"]
+FEW_RUNNING = 0.2  # share of the batch below which the rest are waiting for stragglers
+BLOCK = 16  # tokens per KV block, vLLM's default
+
+
+# --- per request ---------------------------------------------------------------------------------------------------
+
+
+def derive(requests: pd.DataFrame) -> pd.DataFrame:
+    """A copy of requests with what follows from the recorded times and counts.
+
+    lag_s = sent − due; ttft_s = first − due; ttfvt_s = visible − due, NaN if never visible (ttfvt_censored);
+    ttfvt_observed_s = (visible, else end) − due, the time for survivor curves; e2e_s = last − due;
+    service_s = last − sent; tbt_s = (last − first)/(output tokens − 1);
+    tbt_thinking_s, tbt_answer_s = the same within a phase, over its own tokens; finished: no error;
+    hit = 1 correct, 0 otherwise, NaN for failed and for ungraded requests.
+    """
+    r = requests.copy()
+    r["finished"] = r.error.isna()
+    r["lag_s"] = r.sent_s - r.due_s
+    r["ttft_s"] = r.first_s - r.due_s
+    r["ttfvt_s"] = r.visible_s - r.due_s
+    r["ttfvt_censored"] = r.visible_s.isna()
+    r["ttfvt_observed_s"] = r.visible_s.fillna(r.end_s) - r.due_s
+    r["e2e_s"] = r.last_s - r.due_s
+    r["service_s"] = r.last_s - r.sent_s
+    r["tbt_s"] = (r.last_s - r.first_s) / _more_than_one(r.output_tokens)
+    # thinking lasts from the first token to the first visible one, so its n tokens span n gaps
+    thought = r.thinking_tokens.where(r.thinking_tokens > 0)
+    r["tbt_thinking_s"] = (r.visible_s.fillna(r.last_s) - r.first_s) / thought.where(
+        r.visible_s.notna(), _more_than_one(thought))
+    r["tbt_answer_s"] = (r.last_s - r.visible_s) / _more_than_one(r.answer_tokens)
+    graded = r.outcome.notna() & (r.outcome != "failed")
+    r["hit"] = (r.outcome == "correct").astype(float).where(graded)
+    return r
+
+
+def _more_than_one(tokens: pd.Series) -> pd.Series:
+    """tokens − 1 where there are at least two tokens, else NaN."""
+    return (tokens - 1).where(tokens > 1)
+
+
+def _run_keys(frame: pd.DataFrame) -> list[str]:
+    """Columns that name one stretch of one clock: a run, and within it the session between two resumes."""
+    return [c for c in ("run", "session") if c in frame]
+
+
+def _request_keys(frame: pd.DataFrame) -> list[str]:
+    """Columns that name one request; ids repeat from run to run."""
+    return [c for c in ("run", "request_id") if c in frame]
+
+
+def tbt(events: pd.DataFrame, requests: pd.DataFrame) -> pd.DataFrame:
+    """Time between tokens, one row per gap between two stream events of a request.
+
+    Columns: run (where given), request_id, t_s, phase ("thinking" or "answer", that of the tokens that ended the
+    gap), gap_s = gap / tokens of the event, tokens = its weight. The weighted mean is time per token however the
+    engine groups tokens into events. An event with tokens of both phases gives a row to each.
+    """
+    keys = _request_keys(events)
+    wanted = requests.loc[requests.error.isna(), keys]
+    e = events.merge(wanted, on=keys).sort_values([*keys, "t_s"], kind="stable")
+    e["tokens"] = e.thinking_tokens + e.answer_tokens
+    e = e[e.tokens > 0]
+    e["gap_s"] = e.groupby(keys, sort=False).t_s.diff() / e.tokens
+    e = e[e.gap_s.notna()]
+    phases = [e.assign(phase=phase, tokens=e[f"{phase}_tokens"])[[*keys, "t_s", "phase", "gap_s", "tokens"]]
+              for phase in ("thinking", "answer")]
+    gaps = pd.concat(phases, ignore_index=True)
+    return gaps[gaps.tokens > 0].sort_values([*keys, "t_s"], kind="stable").reset_index(drop=True)
+
+
+def last_known(requests: pd.DataFrame) -> pd.Series:
+    """When a request stopped being served: its last token, or its end where it failed without one."""
+    return requests.last_s.fillna(requests.end_s)
+
+
+def window_s(requests: pd.DataFrame) -> float:
+    """max last − min due [s], summed over runs and sessions: the time a resumed run stood still does not count."""
+    if requests.empty:
+        return np.nan
+    times = requests.assign(_last=last_known(requests))
+    if not _run_keys(times):
+        return float(times._last.max() - times.due_s.min())
+    spans = times.groupby(_run_keys(times), dropna=False).agg(first=("due_s", "min"), last=("_last", "max"))
+    return float((spans["last"] - spans["first"]).sum())
+
+
+@dataclass(frozen=True)
+class SLO:
+    """What one request must meet to count as good: time to the first visible token, mean answer-phase TBT [s]."""
+
+    ttfvt_s: float
+    tbt_s: float
+
+
+def goodput(requests: pd.DataFrame, slo: SLO) -> float:
+    """Requests per second [1/s] that met all of `slo`; never visible is a miss, a one-token answer has no TBT."""
+    r = derive(requests)
+    good = r.finished & (r.ttfvt_s <= slo.ttfvt_s) & ~(r.tbt_answer_s > slo.tbt_s)
+    return float(good.sum()) / window_s(requests)
+
+
+# --- requests in flight, stragglers --------------------------------------------------------------------------------
+
+
+def _steps(start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Times at which the number in flight changes, and the number from each on."""
+    times = np.concatenate([start, stop])
+    change = np.concatenate([np.ones(len(start)), -np.ones(len(stop))])
+    order = np.argsort(times, kind="stable")
+    at, position = np.unique(times[order], return_index=True)
+    count = np.cumsum(change[order])
+    return at, count[np.append(position[1:], len(times)) - 1]
+
+
+def running(requests: pd.DataFrame) -> pd.DataFrame:
+    """Requests in flight (sent to last token) over time as a step function, per run and session.
+
+    Columns: run, session (where given), t_s, in_flight (from t_s on until the next row). The client's view; the
+    engine's own are the columns `running` and `waiting` of the engine frame.
+    """
+    sent = requests[requests.sent_s.notna()]
+    parts = []
+    for label, part in _parts(sent, _run_keys(sent)):
+        t, n = _steps(part.sent_s.to_numpy(), last_known(part).to_numpy())
+        parts.append(pd.DataFrame(label | {"t_s": t, "in_flight": n.astype(int)}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _parts(frame: pd.DataFrame, by: list[str]):
+    """(labels as a dict, rows) per group; the whole frame where `by` is empty."""
+    if not by:
+        yield {}, frame
+        return
+    for key, part in frame.groupby(by, sort=False, dropna=False):
+        yield dict(zip(by, key, strict=True)), part
+
+
+def batches(requests: pd.DataFrame, keep: Sequence[str] = ()) -> pd.DataFrame:
+    """One row per batch: how long it took, and how much of that the stragglers took.
+
+    Under a barrier a batch is what was sent together. Without one, a batch is as many finishes in a row as there are
+    slots (the most requests ever in flight), from the finish before to its own last, so that both loads give rows of
+    the same kind, and rows that can be resampled.
+    Columns: run, session, batch, `keep`; start_s, end_s, wall_s; requests; slots; output_tokens (all requests);
+    few_s = time with fewer than 20 % of the slots in flight; busy_s = request-seconds in flight (due to last token
+    under a barrier, sent to last without).
+    """
+    rows = []
+    for label, part in _parts(requests[requests.sent_s.notna()], _run_keys(requests)):
+        label |= {column: part[column].iloc[0] for column in keep}
+        start, stop = part.sent_s.to_numpy(), last_known(part).to_numpy()
+        tokens = part.output_tokens.fillna(0).to_numpy()
+        if (part.batch >= 0).all():
+            for batch in np.unique(part.batch):
+                own = (part.batch == batch).to_numpy()
+                due = part.due_s.to_numpy()[own]
+                span = (due.min(), stop[own].max())
+                rows.append(label | {"batch": int(batch)} | _batch(due, stop[own], span, own.sum(), tokens[own]))
+            continue
+        slots = int(_steps(start, stop)[1].max())
+        finish = np.argsort(stop, kind="stable")
+        began = part.due_s.min()
+        for batch, own in enumerate(np.split(finish, range(slots, len(finish), slots))):
+            span = (began, stop[own].max())
+            rows.append(label | {"batch": batch} | _batch(start, stop, span, slots, tokens[own]))
+            began = span[1]
+    return pd.DataFrame(rows)
+
+
+def _batch(start: np.ndarray, stop: np.ndarray, span: tuple[float, float], slots: int, tokens: np.ndarray) -> dict:
+    """The figures of one batch from the intervals in flight, cut to `span`."""
+    t, n = _steps(start, stop)
+    edges = np.concatenate([[span[0]], t[(t > span[0]) & (t < span[1])], [span[1]]])
+    index = np.searchsorted(t, edges[:-1], side="right") - 1
+    in_flight = np.where(index >= 0, n[index], 0)
+    length = np.diff(edges)
+    return {"start_s": span[0], "end_s": span[1], "wall_s": span[1] - span[0], "requests": len(tokens),
+            "slots": int(slots), "output_tokens": float(tokens.sum()),
+            "few_s": float(length[in_flight < FEW_RUNNING * slots].sum()), "busy_s": float(length @ in_flight)}
+
+
+def last_remaining(requests: pd.DataFrame, ks: Sequence[int] = (1, 2, 4)) -> pd.DataFrame:
+    """Per barrier batch and k: seconds from the batch's start until only k requests were left, and the batch's length.
+
+    Columns: run, session, batch, k, remain_s, wall_s. Batches of k or fewer requests give no row.
+    """
+    rows = []
+    barrier = requests[requests.batch >= 0]
+    for label, part in _parts(barrier, [*_run_keys(barrier), "batch"]):
+        stop = np.sort(last_known(part).to_numpy()) - part.due_s.min()
+        rows += [label | {"k": k, "remain_s": stop[-k - 1], "wall_s": stop[-1]} for k in ks if k < len(stop)]
+    return pd.DataFrame(rows, columns=[*_run_keys(barrier), "batch", "k", "remain_s", "wall_s"])
+
+
+# --- KV cache, energy ----------------------------------------------------------------------------------------------
+
+
+def work_samples(engine: pd.DataFrame) -> pd.DataFrame:
+    """Engine samples taken while requests ran or waited, with dt_s, the time until the next sample of the session.
+
+    Where an engine does not tell how many run, every sample counts as work.
+    """
+    e = engine[engine.kv_use.notna()].sort_values([*_run_keys(engine), "t_s"], kind="stable")
+    dt = e.groupby(_run_keys(e), dropna=False).t_s.diff(-1) if _run_keys(e) else e.t_s.diff(-1)
+    e = e.assign(dt_s=-dt)
+    at_work = (e.running.fillna(0) + e.waiting.fillna(0) > 0) | e.running.isna()
+    return e[at_work & e.dt_s.notna()]
+
+
+def kv_statistics(samples: pd.DataFrame) -> dict[str, stats.Statistic]:
+    """Statistics of the KV use in `samples` (from `work_samples`), each weighted by time: peak, mean, swing, range."""
+    use, dt = samples.kv_use.to_numpy(), samples.dt_s.to_numpy()
+    return {
+        "peak": stats.maximum(use),
+        "mean": stats.ratio_of_sums(use * dt, dt),
+        "swing": stats.difference(stats.quantile(use, 0.95, dt), stats.quantile(use, 0.05, dt)),
+        "range": stats.difference(stats.maximum(use), stats.minimum(use)),
+    }
+
+
+def kv_usage(engine: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
+    """Peak, mean, swing (p95 − p5), range (max − min) of KV use while work ran [share of pool], one row per group."""
+    return pd.DataFrame([
+        label | {name: _value(of, len(part)) for name, of in kv_statistics(part).items()}
+        for label, part in _parts(work_samples(engine), list(by))])
+
+
+def predicted_kv(requests: pd.DataFrame, events: pd.DataFrame, pool_tokens: int | None = None,
+                 block: int | None = BLOCK) -> pd.DataFrame:
+    """KV use that the client can tell from its own stream: tokens resident over the pool, as a step function.
+
+    A request holds its prompt and what it has generated, rounded up to blocks of `block` tokens (None: not rounded),
+    from its first event to its last token. pool_tokens: None takes the column kv_pool_actual.
+    Columns: run, session (where given), t_s, tokens, predicted [share of pool]. It knows nothing of prefixes shared
+    between requests (too high) nor of preempted requests, which hold nothing (too high).
+    """
+    keys, per_run = _request_keys(events), _run_keys(events)
+    if pool_tokens is None and "kv_pool_actual" not in requests:
+        raise AsuError("the size of the KV pool is not known", "pass pool_tokens, the pool's size in tokens")
+    pool = requests.kv_pool_actual if pool_tokens is None else pool_tokens
+    facts = requests.assign(_pool=pool, _stop=last_known(requests))[[*keys, "prompt_tokens", "_pool", "_stop"]]
+    e = events.merge(facts, on=keys).sort_values([*keys, "t_s"], kind="stable")
+    made = (e.thinking_tokens + e.answer_tokens).groupby([e[k] for k in keys], sort=False).cumsum()
+    held = (e.prompt_tokens + made).astype(float)
+    e["held"] = np.ceil(held / block) * block if block else held
+    e["change"] = e.groupby(keys, sort=False).held.diff().fillna(e.held)
+    out = e.groupby(keys, sort=False).tail(1)
+    out = out.assign(t_s=np.maximum(out.t_s, out._stop), change=-out.held)
+    moves = pd.concat([e, out])[[*per_run, "t_s", "change", "_pool"]]
+    moves = moves.groupby([*per_run, "t_s"], as_index=False, dropna=False).agg(change=("change", "sum"),
+                                                                              _pool=("_pool", "first"))
+    moves["tokens"] = moves.groupby(per_run, dropna=False).change.cumsum() if per_run else moves.change.cumsum()
+    moves["predicted"] = moves.tokens / moves._pool
+    return moves[[*per_run, "t_s", "tokens", "predicted"]]
+
+
+def kv_prediction(predicted: pd.DataFrame, engine: pd.DataFrame) -> pd.DataFrame:
+    """The engine's KV samples at work beside the prediction at the same moment.
+
+    Returns the rows of `work_samples` with predicted and error = predicted − kv_use [share of pool]. Before the first
+    event of a session the prediction is 0: nothing is held.
+    """
+    per_run = _run_keys(engine)
+    samples = work_samples(engine).sort_values("t_s", kind="stable")
+    both = pd.merge_asof(samples, predicted.sort_values("t_s", kind="stable")[[*per_run, "t_s", "predicted"]],
+                         on="t_s", by=per_run or None)
+    both["predicted"] = both.predicted.fillna(0.0)
+    both["error"] = both.predicted - both.kv_use
+    return both
+
+
+def _counted(frame: pd.DataFrame, column: str) -> float:
+    """Increase of a cumulative counter, summed over runs and sessions; NaN where it was not reported."""
+    known = frame[frame[column].notna()].sort_values("t_s")
+    if known.empty:
+        return np.nan
+    return float(sum(p[column].iloc[-1] - p[column].iloc[0] for _, p in _parts(known, _run_keys(known))))
+
+
+def energy_j(host: pd.DataFrame) -> float:
+    """Energy the GPU took [J]: difference of its counter, summed over runs and sessions; NaN without a counter."""
+    return _counted(host, "gpu_energy_j")
+
+
+# --- the registry --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Group:
+    """What the metrics of one group of requests may look at; a frame that was not given is None."""
+
+    requests: pd.DataFrame  # with the columns of `derive`
+    window_s: float
+    gaps: pd.DataFrame | None = None  # of `tbt`
+    batches: pd.DataFrame | None = None  # of `batches`
+    samples: pd.DataFrame | None = None  # of `work_samples`
+    engine: pd.DataFrame | None = None
+    energy_j: float | None = None
+
+    @property
+    def finished(self) -> pd.DataFrame:
+        return self.requests[self.requests.finished]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric: how it is printed, which way is better, how it is made, and which frame it `needs`."""
+
+    name: str
+    title: str
+    unit: str
+    better: str  # "higher", "lower" or "" where neither is
+    family: str  # "A", "S" or "U"
+    formula: str
+    needs: str  # field of Group
+    of: Callable[[Group], float]
+
+    @property
+    def label(self) -> str:
+        """Axis label, as in "Throughput [tok/s]"."""
+        return f"{self.title} [{self.unit}]" if self.unit else self.title
+
+
+METRICS: dict[str, Metric] = {}
+
+
+def metric(name: str, title: str, unit: str, better: str, family: str, formula: str, needs: str = "requests"):
+    """Enter the decorated function of a Group in METRICS."""
+
+    def enter(of: Callable[[Group], float]) -> Callable[[Group], float]:
+        METRICS[name] = Metric(name, title, unit, better, family, formula, needs, of)
+        return of
+
+    return enter
+
+
+def _value(statistic: stats.Statistic, rows: int) -> float:
+    return float(statistic(np.ones((1, rows)))[0])
+
+
+@metric("n", "Requests", "", "", "A", "number of requests sent")
+def _n(g: Group) -> float:
+    return len(g.requests)
+
+
+@metric("accuracy", "Accuracy", "share", "higher", "A", "correct / (requests − failed); empty without grades")
+def _accuracy(g: Group) -> float:
+    return float(g.requests.hit.mean())
+
+
+def _outcome_share(g: Group, outcome: str) -> float:
+    graded = g.requests.outcome.dropna()
+    return float((graded == outcome).mean()) if len(graded) else np.nan
+
+
+for _outcome, _better in zip(OUTCOMES, ["higher", "lower", "lower", "lower", "lower"], strict=True):
+    metric(_outcome.replace(" ", "_"), f"Share {_outcome}", "share", _better, "A",
+           f"requests with outcome {_outcome} / requests")(partial(_outcome_share, outcome=_outcome))
+
+
+@metric("window_s", "Duration", "s", "lower", "S", "max last − min due, summed over sessions")
+def _window(g: Group) -> float:
+    return g.window_s
+
+
+@metric("tps", "Throughput", "tok/s", "higher", "S", "output tokens / duration")
+def _tps(g: Group) -> float:
+    return float(g.requests.output_tokens.sum()) / g.window_s
+
+
+@metric("rps", "Request rate", "1/s", "higher", "S", "finished requests / duration; failed ones never count")
+def _rps(g: Group) -> float:
+    return len(g.finished) / g.window_s
+
+
+@metric("output_tokens", "Output tokens per request", "tok", "", "S", "mean output tokens of finished requests")
+def _output_tokens(g: Group) -> float:
+    return float(g.finished.output_tokens.mean())
+
+
+@metric("token_gap", "Token count gap", "share", "lower", "S",
+        "Σ |tokens seen in events − output tokens| / Σ output tokens, finished requests")
+def _token_gap(g: Group) -> float:
+    total = g.finished.output_tokens.sum()
+    return float((g.finished.event_tokens - g.finished.output_tokens).abs().sum() / total) if total else np.nan
+
+
+_KV_FORMULAS = {"peak": "largest gauge value while work ran", "mean": "time-weighted mean while work ran",
+                "swing": "p95 − p5 over time while work ran", "range": "max − min while work ran"}
+
+
+def _kv(g: Group, which: str) -> float:
+    return _value(kv_statistics(g.samples)[which], len(g.samples))
+
+
+for _which, _formula in _KV_FORMULAS.items():
+    metric(f"kv_{_which}", f"KV use, {_which}", "share of pool", "", "S", _formula, "samples")(
+        partial(_kv, which=_which))
+
+
+@metric("preemptions", "Preemptions", "", "lower", "S", "increase of the engine's counter", "engine")
+def _preemptions(g: Group) -> float:
+    return _counted(g.engine, "preemptions")
+
+
+@metric("prefix_hit_share", "Prefix-cache hits", "share", "higher", "S", "prompt tokens found / looked up", "engine")
+def _prefix_hits(g: Group) -> float:
+    asked = _counted(g.engine, "prefix_queries")
+    return _counted(g.engine, "prefix_hits") / asked if asked else np.nan
+
+
+@metric("straggler_share", "Time with under 20 % of the batch running", "share", "lower", "S",
+        "Σ time with < 20 % of the slots in flight / Σ batch time", "batches")
+def _straggler_share(g: Group) -> float:
+    return float(g.batches.few_s.sum() / g.batches.wall_s.sum())
+
+
+@metric("makespan_ratio", "Batch time over ideal", "×", "lower", "S",
+        "Σ slots · batch time / Σ request-seconds in flight; ideal: the same request-seconds with every slot always "
+        "busy, at the speed each request had", "batches")
+def _makespan_ratio(g: Group) -> float:
+    return float((g.batches.slots * g.batches.wall_s).sum() / g.batches.busy_s.sum())
+
+
+@metric("idle_share", "Idle slots", "share", "lower", "S",
+        "1 − Σ request-seconds in flight / Σ slots · batch time", "batches")
+def _idle_share(g: Group) -> float:
+    return 1 - 1 / _makespan_ratio(g)
+
+
+@metric("energy_j", "GPU energy", "J", "lower", "S", "difference of the GPU's energy counter", "energy_j")
+def _energy(g: Group) -> float:
+    return g.energy_j
+
+
+@metric("energy_per_token_j", "GPU energy per token", "J/tok", "lower", "S", "GPU energy / output tokens", "energy_j")
+def _energy_per_token(g: Group) -> float:
+    return g.energy_j / float(g.requests.output_tokens.sum())
+
+
+@metric("lag_p99", "Client lag, p99", "s", "lower", "U", "sent − due")
+def _lag(g: Group) -> float:
+    return _value(stats.quantile(g.requests.lag_s, 0.99), len(g.requests))
+
+
+def _latency(g: Group, column: str, how: str) -> float:
+    x = g.finished[column]
+    return float(x.mean()) if how == "mean" else _value(stats.quantile(x, int(how[1:]) / 100), len(x))
+
+
+def _ttfvt(g: Group, how: str) -> float:
+    r = g.requests
+    rows = (r.ttfvt_observed_s, ~r.ttfvt_censored)
+    value = _value(stats.km_mean(*rows) if how == "mean" else stats.km_quantile(*rows, int(how[1:]) / 100), len(r))
+    return value if np.isfinite(value) else np.nan
+
+
+def _tbt(g: Group, how: str, phase: str | None) -> float:
+    gaps = g.gaps if phase is None else g.gaps[g.gaps.phase == phase]
+    if how == "mean":
+        return _value(stats.ratio_of_sums(gaps.gap_s * gaps.tokens, gaps.tokens), len(gaps))
+    return _value(stats.quantile(gaps.gap_s, int(how[1:]) / 100, gaps.tokens), len(gaps))
+
+
+_HOWS = {"p50": "median", "p99": "p99", "mean": "mean"}
+for _how, _word in _HOWS.items():
+    metric(f"ttft_{_how}", f"TTFT, {_word}", "s", "lower", "U", "first token − due")(
+        partial(_latency, column="ttft_s", how=_how))
+    metric(f"ttfvt_{_how}", f"TTFVT, {_word}", "s", "lower", "U",
+           "first visible token − due, from the survivor curve (right-censored at the end of requests that never left "
+           + ("thinking): mean of min(TTFVT, longest time seen)" if _how == "mean" else
+              "thinking); empty where the curve never falls that far"))(partial(_ttfvt, how=_how))
+    metric(f"tbt_{_how}", f"TBT, {_word}", "s", "lower", "U",
+           "gap between stream events / tokens of the later one, weighted by those tokens", "gaps")(
+        partial(_tbt, how=_how, phase=None))
+    for _phase in ("thinking", "answer"):
+        metric(f"tbt_{_phase}_{_how}", f"TBT while {_phase if _phase == 'thinking' else 'answering'}, {_word}", "s",
+               "lower", "U", f"TBT over tokens of the {_phase} phase", "gaps")(partial(_tbt, how=_how, phase=_phase))
+    metric(f"e2e_{_how}", f"E2E, {_word}", "s", "lower", "U", "last token − due")(
+        partial(_latency, column="e2e_s", how=_how))
+
+
+@metric("ttfvt_seen_mean", "TTFVT, mean of those seen", "s", "lower", "U",
+        "mean of visible − due over requests that showed a visible token; too low wherever some never did")
+def _ttfvt_seen(g: Group) -> float:
+    return float(g.requests.ttfvt_s.mean())
+
+
+@metric("censored", "Never left thinking", "share", "lower", "U",
+        "finished requests without a visible token / finished requests")
+def _censored(g: Group) -> float:
+    return float(g.finished.ttfvt_censored.mean())
+
+
+def asu(requests: pd.DataFrame, events: pd.DataFrame | None = None, by: Sequence[str] = ("run",), *,
+        engine: pd.DataFrame | None = None, host: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The ASU table: one row per group of `by`, its columns `by` and then METRICS.
+
+    A metric whose frame is not given has no column. Duration, batches and the engine's and host's figures belong to
+    whole runs, so `by` should not cut a run in two; AsuError where a frame lacks a column of `by`.
+    """
+    by = list(by)
+    for name, frame in {"requests": requests, "engine": engine, "host": host}.items():
+        missing = [c for c in by if frame is not None and c not in frame]
+        if missing:
+            raise AsuError(f"the {name} frame has no column {', '.join(missing)}",
+                           f"group by columns it has, among them: {', '.join(map(str, frame.columns[:12]))}")
+    given = {"requests", "batches"}
+    given |= {"gaps"} if events is not None else set()
+    given |= {"samples", "engine"} if engine is not None else set()
+    given |= {"energy_j"} if host is not None else set()
+    chosen = [m for m in METRICS.values() if m.needs in given]
+    engines = {} if engine is None else _by_label(engine, by)
+    hosts = {} if host is None else _by_label(host, by)
+    rows = []
+    for label, part in _parts(derive(requests), by):
+        key = tuple(label.values())
+        engine_part = engines.get(key, engine.iloc[:0]) if engine is not None else None
+        group = Group(
+            requests=part, window_s=window_s(part), batches=batches(part),
+            gaps=tbt(events.merge(part[_request_keys(events)], on=_request_keys(events)), part)
+            if events is not None else None,
+            samples=work_samples(engine_part) if engine is not None else None, engine=engine_part,
+            energy_j=energy_j(hosts.get(key, host.iloc[:0])) if host is not None else None)
+        rows.append(label | {m.name: m.of(group) for m in chosen})
+    return pd.DataFrame(rows, columns=[*by, *(m.name for m in chosen)])
+
+
+def _by_label(frame: pd.DataFrame, by: list[str]) -> dict[tuple, pd.DataFrame]:
+    return {tuple(label.values()): part for label, part in _parts(frame, by)}
