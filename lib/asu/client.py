@@ -32,10 +32,10 @@ REASONING, ANSWER = 1, 2  # which text an event carried, as a bit mask
 
 
 class Clock:
-    """Monotonic seconds since `t0`, the start of the run."""
+    """Monotonic seconds since `t0`, the start of the run; by default, now."""
 
-    def __init__(self):
-        self.t0 = monotonic()
+    def __init__(self, t0: float | None = None):
+        self.t0 = monotonic() if t0 is None else t0
 
     def now(self) -> float:
         return monotonic() - self.t0
@@ -408,13 +408,14 @@ class Client:
     `concurrency`: connections opened on entry; more are opened when needed. `timeout_s`: for a whole request, queueing
     included. `idle_timeout_s`: longest silence within a stream that has begun. `extras`: engine-specific body fields.
     `think_end_id`: id of the token that ends the thinking, for exact counts in events of several tokens.
-    `continuous_usage`: ask for cumulative usage in every event, for engines without `return_token_ids`; not the
-    default because vLLM with a reasoning parser then recounts the whole output at every token.
+
+    Tokens are counted by the ids in the events, or by cumulative usage where an engine sends that instead. Both are
+    exact; ids are what is asked for, because a vLLM with a reasoning parser recounts the whole output for each
+    cumulative usage, which makes long answers slow.
     """
 
     def __init__(self, base_url: str, key: str, model: str, *, timeout_s: float, idle_timeout_s: float,
-                 concurrency: int, extras: dict | None = None, think_end_id: int | None = None,
-                 continuous_usage: bool = False):
+                 concurrency: int, extras: dict | None = None, think_end_id: int | None = None):
         url = urlsplit(base_url.removesuffix("/").removesuffix("/v1"))
         if url.scheme not in ("http", "https") or not url.hostname:
             raise AsuError(f"{base_url!r} is not the address of an engine", "give one like http://127.0.0.1:8000")
@@ -422,7 +423,6 @@ class Client:
         self.port = url.port or (443 if self.secure else 80)
         self.model, self.extras, self.think_end_id = model, extras or {}, think_end_id
         self.timeout_s, self.idle_timeout_s, self.concurrency = timeout_s, idle_timeout_s, concurrency
-        self.stream_options = {"include_usage": True} | ({"continuous_usage_stats": True} if continuous_usage else {})
         self._head = (f"POST {url.path}/v1/chat/completions HTTP/1.1\r\nHost: {url.netloc}\r\n"
                       f"Authorization: Bearer {key}\r\nContent-Type: application/json\r\n"
                       "Accept: text/event-stream\r\nContent-Length: ").encode()
@@ -489,7 +489,7 @@ class Client:
 
     def _body(self, call: Call) -> dict:
         body = {"model": self.model, "messages": [{"role": "user", "content": call.prompt}], "stream": True,
-                "stream_options": self.stream_options, "return_token_ids": True, "max_tokens": call.max_tokens,
+                "stream_options": {"include_usage": True}, "return_token_ids": True, "max_tokens": call.max_tokens,
                 "temperature": call.temperature, "top_p": call.top_p, "seed": call.seed}
         optional = {"ignore_eos": call.ignore_eos or None, "min_tokens": call.min_tokens, "priority": call.priority,
                     "chat_template_kwargs": call.chat_options}

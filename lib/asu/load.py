@@ -44,7 +44,7 @@ def trace_times(load: Trace, n: int) -> np.ndarray:
     names = sorted(file.stem for file in folder.glob("*.csv"))
     if load.name not in names:
         raise AsuError(f"unknown trace {load.name!r}",
-                       f"use one of: {', '.join(names) or 'none yet'}; or add {load.name}.csv to data/traces, column t_s")
+                       f"use one of: {', '.join(names) or 'none yet'}; or add data/traces/{load.name}.csv")
     where, form = f"data/traces/{load.name}.csv", "record ascending arrival times in seconds from 0 in a column t_s"
     try:
         frame = pd.read_csv(folder / f"{load.name}.csv", comment="#")
