@@ -1,0 +1,297 @@
+"""The runs a notebook needs: every combination of its axes; run what is missing, read all as tidy frames."""
+
+import difflib
+import functools
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from asu import engines, models, paths, runs
+from asu.engines import base
+from asu.engines.server import Server
+from asu.errors import AsuError
+from asu.progress import Progress, clock_text
+from asu.specs import EngineOptions, RunSpec, parse
+
+_OPTIONS = tuple(EngineOptions.model_fields)
+_SAMPLING = {"temperature": "temperature", "top_p": "top_p", "budget": "budget"}
+_PLAIN = ("engine", "model", "task", "load", "problems", "repeats", "seed", "lengths")
+_BY_TASK = ("problems", "repeats", "budget")
+
+SERVER_START_S = 50.0
+# Where nothing like it was measured yet: seconds a request takes at the miniature's rate on two cores.
+_TOKENS_PER_S, _THINKING_TOKENS, _PLAIN_TOKENS = 2000.0, 400.0, 40.0
+
+Group = list[RunSpec]
+
+
+def _axis(name: str) -> str:
+    """The field an axis sets, in singular or plural; a misspelt one is an error naming the nearest."""
+    known = {*_PLAIN, *_SAMPLING, *_OPTIONS}
+    spellings = known | {f"{field}s" for field in known}
+    if name in known:
+        return name
+    if name in spellings:
+        return name[:-1]
+    near = difflib.get_close_matches(name, sorted(spellings), 1)
+    raise AsuError(f"a study has no axis {name!r}", (f"did you mean {near[0]!r}? " if near else "") +
+                   f"axes: {', '.join(sorted(known))}, each also in the plural with a list")
+
+
+def _specs(axes: dict) -> list[RunSpec]:
+    """The product of all axes in the order they are given, validated."""
+    values = {}
+    for name, value in axes.items():
+        field = _axis(name)
+        if field in values:
+            raise AsuError(f"axis {field!r} is given twice", "keep the singular or the plural")
+        values[field] = list(value) if isinstance(value, list | tuple) else [value]
+        if not values[field]:
+            raise AsuError(f"axis {name!r} is an empty list", "give it at least one value")
+    for needed in ("model", "task"):
+        if needed not in values:
+            raise AsuError(f"a study needs {needed}s", f"add {needed}s=[...]")
+    found = []
+    for combination in itertools.product(*values.values()):
+        chosen = dict(zip(values, combination, strict=True))
+        for field in _BY_TASK:
+            if isinstance(chosen.get(field), dict):
+                chosen[field] = _of_task(chosen[field], chosen["task"], field)
+        if chosen.get("lengths"):
+            chosen["lengths"] = chosen["lengths"].format(model=chosen["model"], task=chosen["task"])
+        data = {field: chosen[field] for field in _PLAIN if field in chosen}
+        data["options"] = {field: chosen[field] for field in _OPTIONS if field in chosen}
+        data["sampling"] = {field: chosen[field] for field in _SAMPLING if field in chosen}
+        found.append(parse(data, f"study of {chosen['model']} on {chosen['task']}"))
+    return list(dict.fromkeys(found))
+
+
+def _of_task(by_task: dict, task: str, field: str):
+    if task not in by_task:
+        raise AsuError(f"{field} names no value for task {task!r}", f"add it: {field}={{{task!r}: …}}")
+    return by_task[task]
+
+
+def local(groups: Iterable[Group], work: Callable[[Group], Iterator[Path]]) -> Iterator[Path]:
+    """Work through the groups on this machine, one after the other. Another executor spreads them over many."""
+    for group in groups:
+        yield from work(group)
+
+
+class Study:
+    """Runs by their axes, each a value or a list: `Study(models=[...], tasks=[...], budgets=[256, 1024], seed=7)`.
+
+    Axes: engine, model, task, load, problems, repeats, seed, lengths, budget, temperature, top_p, and every field of
+    `specs.EngineOptions`; singular or plural. problems, repeats and budget may be given by task: {"mini-easy": 40}.
+    `records` (or the environment variable ASU_RECORDS) names published records in data/runs to read instead.
+    """
+
+    def __init__(self, *, records: str | None = None, store: runs.Store | None = None, **axes):
+        self._setup(_specs(axes), records, store)
+
+    @classmethod
+    def of(cls, specs: Iterable[RunSpec], *, records: str | None = None, store: runs.Store | None = None) -> "Study":
+        """A study of given specs."""
+        study = cls.__new__(cls)
+        study._setup(list(dict.fromkeys(specs)), records, store)
+        return study
+
+    def _setup(self, specs: list[RunSpec], records: str | None, store: runs.Store | None) -> None:
+        self.specs = specs
+        self._records = records or (None if store else os.environ.get("ASU_RECORDS")) or None
+        if self._records and not (paths.PUBLISHED / self._records).is_dir():
+            there = ", ".join(sorted(folder.name for folder in paths.PUBLISHED.glob("*/"))) or "none"
+            raise AsuError(f"no published records {self._records!r}", f"use one of: {there}; or unset ASU_RECORDS")
+        self.store = store or runs.Store(paths.PUBLISHED / self._records if self._records else None)
+
+    def __add__(self, other: "Study") -> "Study":
+        return Study.of([*self.specs, *other.specs], records=self._records, store=self.store)
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+    def _found(self) -> dict[RunSpec, Path | None]:
+        """Folder of the complete run of each spec, None where there is none."""
+        if self._records:
+            complete = self.store.complete()
+            return {spec: complete.get(runs.canonical(spec.model_dump(mode="json"))) for spec in self.specs}
+        return {spec: self.store.find(spec, runs.inputs(spec)) for spec in self.specs}
+
+    def groups(self, specs: Iterable[RunSpec] | None = None) -> list[Group]:
+        """Specs that share a server together; the cheapest group first, so that a mistake shows early."""
+        history = self.store.history()
+        by_server: dict[str, Group] = {}
+        for spec in self.specs if specs is None else specs:
+            by_server.setdefault(spec.server_key, []).append(spec)
+        return sorted(by_server.values(), key=lambda group: sum(estimate_s(spec, history) for spec in group))
+
+    def plan(self) -> pd.DataFrame:
+        """One row per run: what it is, which server it shares, whether it is done, and how long it should take [s].
+
+        `blocked` says why a run cannot be made or looked up on this machine (engine or weights missing), else None.
+        """
+        history, rows = self.store.history(), []
+        number = {spec: index for index, group in enumerate(self.groups()) for spec in group}
+        for spec in self.specs:
+            try:
+                models.get(spec.model)
+                folder = self.store.find(spec, None if self._records else runs.inputs(spec))
+                blocked = None
+            except AsuError as error:
+                folder, blocked = None, error.problem
+            rows.append({"run": spec.name, **labels(spec), "server": number[spec], "done": folder is not None,
+                         "estimate_s": 0.0 if folder else estimate_s(spec, history), "blocked": blocked,
+                         "folder": str(folder) if folder else None})
+        return pd.DataFrame(rows)
+
+    def estimate_s(self) -> float:
+        """Time to make what is missing, server starts included [s]."""
+        plan = self.plan()
+        return 0.0 if plan.empty else float(
+            plan.estimate_s.sum() + SERVER_START_S * plan.server[~plan.done].nunique())
+
+    def run(self, progress=None, *, server: Callable = Server, executor: Callable = local) -> "Study":
+        """Make what is missing, starting each server once; complete runs are left as they are. Returns the study."""
+        missing = [spec for spec, folder in self._found().items() if folder is None]
+        if not missing:
+            return self
+        if self._records:
+            raise self._missing(missing)
+        for spec in missing:
+            model = models.get(spec.model)
+            engines.get(spec.engine).check(spec.options, model, base.source(model))
+            runs.requests(spec)  # an error in the problems or lengths shows now, not after a server's start
+        progress = progress or Progress()
+        history, groups = self.store.history(), self.groups(missing)
+        progress.study_started(len(missing), [estimate_s(spec, history) for group in groups for spec in group])
+        for _ in executor(groups, functools.partial(self._work, progress=progress, server=server)):
+            pass
+        progress.study_finished()
+        return self
+
+    def _work(self, group: Group, progress, server: Callable) -> Iterator[Path]:
+        """One server, all its runs."""
+        first = group[0]
+        log_path = self.store.root / "servers" / f"{os.getpid()}-{first.engine}-{first.model}.log"
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        progress.server_starting(f"{first.engine} with {first.model}")
+        engine = engines.get(first.engine)
+        with server(engine, models.get(first.model), first.options, log_path=log_path) as running:
+            for spec in group:
+                if spec.options.prefix_caching:  # else a run would profit from the prompts of the one before
+                    running.reset_prefix_cache()
+                yield runs.execute(spec, running, self.store, runs.inputs(spec), progress)
+        log_path.unlink(missing_ok=True)
+
+    def _missing(self, missing: list[RunSpec]) -> AsuError:
+        history = self.store.history()
+        seconds = sum(estimate_s(spec, history) for spec in missing)
+        seconds += SERVER_START_S * len({spec.server_key for spec in missing})
+        where = f"records {self._records}" if self._records else "runs"
+        named = missing[0].name + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
+        unset = "unset ASU_RECORDS (or drop records=) and " if self._records else ""
+        return AsuError(f"no complete run in {where} for {named}", f"{unset}make it: study.run() in the notebook, or "
+                        f"python -m asu run; about {clock_text(seconds)}")
+
+    def folders(self) -> dict[RunSpec, Path]:
+        """Folder of every run; AsuError with the command and the time it takes if one is missing."""
+        found = self._found()
+        missing = [spec for spec, folder in found.items() if folder is None]
+        if missing:
+            raise self._missing(missing)
+        return found
+
+    def requests(self) -> pd.DataFrame:
+        """One row per request of all runs, with the runs' labels."""
+        return self._frame("requests")
+
+    def events(self) -> pd.DataFrame:
+        """One row per stream event of all runs, with the runs' labels."""
+        return self._frame("events")
+
+    def engine(self) -> pd.DataFrame:
+        """Engine gauges over time of all runs, with the runs' labels."""
+        return self._frame("engine")
+
+    def host(self) -> pd.DataFrame:
+        """Host and GPU gauges over time of all runs, with the runs' labels."""
+        return self._frame("host")
+
+    def _frame(self, name: str) -> pd.DataFrame:
+        parts = []
+        for spec, folder in self.folders().items():
+            run = _read(folder)
+            frame = getattr(run, name)
+            actual = run.env["kv_pool_tokens"]
+            joined = {"run": folder.name[:8], **labels(spec), "kv_pool_actual": pd.NA if actual is None else actual}
+            new = pd.DataFrame({column: [value] * len(frame) for column, value in joined.items()}, index=frame.index)
+            new = new.astype({"kv_pool_tokens": "Int64", "kv_pool_actual": "Int64"})
+            parts.append(pd.concat([new, frame.drop(columns=[c for c in new if c in frame])], axis=1))
+        if not parts:
+            raise AsuError("the study has no runs", "give it models and tasks")
+        return pd.concat(parts, ignore_index=True)
+
+    def provenance(self) -> pd.DataFrame:
+        """One row per run: where its numbers come from, its losses and its gaps."""
+        rows = []
+        for spec, folder in self.folders().items():
+            env, found = _read(folder).env, env_inputs(_read(folder).env)
+            lag = [session["loop_lag_ms"]["p99"] for session in env["sessions"] if session["loop_lag_ms"]]
+            rows.append({"run": folder.name[:8], "model": spec.model, "task": spec.task, "load": spec.load.label,
+                         **found, "requests": len(_read(folder).requests), "failed": env["failed"],
+                         "gap_tokens": env["gap_tokens"], "sessions": len(env["sessions"]),
+                         "lag_p99_ms": max(lag, default=float("nan")), "started": env["sessions"][0]["started"]})
+        return pd.DataFrame(rows)
+
+
+def env_inputs(env: dict) -> dict:
+    """Engine, machine and revision of a run, as printed."""
+    found, machine = env["inputs"], env["inputs"]["machine"]
+    git = env["sessions"][-1]["git"]
+    revision = (git["revision"] or "unknown")[:8] + ("+" if git["dirty"] else "")
+    where = ", ".join(dict.fromkeys(machine["gpus"])) or f"{machine['cpu']}, {machine['cores']} cores"
+    return {"engine": f"{found['engine']} {found['engine_version']}", "machine": where,
+            "weights_digest": found["weights"][:12], "revision": revision}
+
+
+def labels(spec: RunSpec) -> dict:
+    """The columns a run's frames carry, so that one frame can hold many runs."""
+    model, options = models.get(spec.model), spec.options
+    speculation = options.speculation and f"{options.speculation.method}{options.speculation.tokens}"
+    return {"engine": spec.engine, "model": spec.model, "pair": model.pair, "size": model.size, "role": model.role,
+            "task": spec.task, "load": spec.load.label, "budget": spec.sampling.budget,
+            "kv_pool_tokens": pd.NA if options.kv_pool_tokens is None else options.kv_pool_tokens,
+            "weights": options.weights, "kv_cache": options.kv_cache, "prefix_caching": options.prefix_caching,
+            "speculation": speculation or "none", "max_requests": options.max_requests}
+
+
+def estimate_s(spec: RunSpec, history: list[tuple[RunSpec, dict]]) -> float:
+    """How long a run should take [s]: by the rate of the most similar complete run, else by a rule of thumb."""
+    count = (spec.problems or 100) * spec.repeats
+    alike = ("model", "task", "engine", "load", "sampling", "options")
+    near = max(((sum(getattr(past, name) == getattr(spec, name) for name in alike), done) for past, done in history
+                if past.model == spec.model), key=lambda pair: pair[0], default=None)
+    if near:
+        estimate = count * near[1]["seconds"] / near[1]["requests"]
+    else:
+        tokens = min(spec.sampling.budget, _THINKING_TOKENS if models.get(spec.model).thinks else _PLAIN_TOKENS)
+        estimate = count * tokens / _TOKENS_PER_S
+    arrivals = count / spec.load.rate if spec.load.kind == "gamma" else 0.0
+    return max(estimate, arrivals)
+
+
+def _read(folder: Path) -> runs.Run:
+    """A run's frames, read once as long as the folder stays as it is."""
+    try:
+        mark = (folder / "DONE").stat().st_mtime_ns
+    except OSError as error:
+        raise AsuError(f"{folder} is gone", "run again") from error
+    return _read_at(folder, mark)
+
+
+@functools.lru_cache(maxsize=256)
+def _read_at(folder: Path, _mark: int) -> runs.Run:
+    return runs.read(folder)
