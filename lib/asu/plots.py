@@ -1,0 +1,653 @@
+"""Every figure of the study: one function each, tidy frames in, a matplotlib Figure out.
+
+Frames carry the columns of `Study` (task, pair, role, load, budget, ...). A summary frame is tidy: one row per
+`metric`, with `value`, `lo` and `hi`. `paper` frames hold the paper's numbers under the same columns, without an
+interval.
+"""
+
+from collections.abc import Iterable
+from textwrap import fill
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+
+from asu import style
+from asu.errors import AsuError
+
+PERCENT = PercentFormatter(1.0, decimals=None)
+
+# metric -> (axis label, is a share of one)
+METRICS = {
+    "peak": ("peak", True),
+    "mean": ("mean over time", True),
+    "swing": ("swing, p95 − p5", True),
+    "accuracy": ("accuracy [%]", True),
+    "cut_off": ("cut off [%]", True),
+    "tps": ("throughput [tok/s]", False),
+    "rps": ("requests [1/s]", False),
+    "ttft_s": ("TTFT [s]", False),
+    "ttfvt_s": ("TTFVT [s]", False),
+    "e2e_s": ("E2E [s]", False),
+    "output_tokens": ("output [tokens]", False),
+    "thinking_tokens": ("thinking [tokens]", False),
+    "straggling_share": ("time with < 20 % of\nthe batch running [%]", True),
+    "makespan_ratio": ("makespan / ideal\nmakespan [–]", False),
+    "tail_s": ("time with the last few\nrequests running [s]", False),
+}
+
+
+def _need(frame: pd.DataFrame, columns: Iterable[str], what: str) -> pd.DataFrame:
+    """`frame`, if it has rows and `columns`; an empty panel is never drawn."""
+    missing = [column for column in columns if column not in frame]
+    if missing:
+        raise AsuError(f"figure {what}: its frame lacks the columns {', '.join(missing)}",
+                       f"pass a frame with {', '.join(columns)}; it has {', '.join(map(str, frame.columns))}")
+    if frame.empty:
+        raise AsuError(f"figure {what}: its frame has no rows",
+                       "check the filter before the figure and the runs it reads")
+    return frame
+
+
+def _metric(name: str) -> tuple[str, bool]:
+    return METRICS.get(name, (name.replace("_", " "), False))
+
+
+def _select(frame: pd.DataFrame | None, **where) -> pd.DataFrame:
+    """The rows where each named column, if there is one, has the value; None selects nothing."""
+    if frame is None:
+        return pd.DataFrame()
+    for column, value in where.items():
+        if column in frame:
+            frame = frame[frame[column] == value]
+    return frame
+
+
+def _grid(frame, row: str, column: str, height: float, sharex=False, sharey="row", rows=None, columns=None):
+    """A figure with one panel per (row, column) value that occurs: (figure, {(row, column): axes})."""
+    known = {"task": style.TASKS, "role": style.ROLES}
+    rows = rows or style.ordered(frame[row], known.get(row, {}))
+    columns = columns or style.ordered(frame[column], known.get(column, {}))
+    figure = Figure(figsize=(style.WIDTH, height * len(rows) + 0.9), layout="constrained")
+    axes = figure.subplots(len(rows), len(columns), sharex=sharex, sharey=sharey, squeeze=False)
+    present = set(zip(frame[row], frame[column], strict=True))
+    panels = {}
+    for i, r in enumerate(rows):
+        for j, c in enumerate(columns):
+            if (r, c) in present:
+                panels[r, c] = axes[i, j]
+            else:
+                axes[i, j].remove()
+    return figure, panels
+
+
+def _line(role: str, **more) -> dict:
+    look = style.role(role)
+    return {"color": look.colour, "linestyle": look.dash, **more}
+
+
+def _trace(ax: Axes, runs: pd.DataFrame, column: str, **more) -> None:
+    """One line per run of `column` against t_s, with a few marks so that colour is not alone in naming the role."""
+    for (role, _), run in runs.dropna(subset=[column]).groupby(["role", "run"]):
+        run = run.sort_values("t_s")
+        ax.plot(run["t_s"], run[column], marker=style.role(role).marker, markevery=max(1, len(run) // 5), markersize=4,
+                **_line(role, linewidth=1.3), **more)
+
+
+def _role_handles(roles, marker=True, line=True) -> list[Line2D]:
+    return [Line2D([], [], color=style.role(role).colour, linestyle=style.role(role).dash if line else "none",
+                   marker=style.role(role).marker if marker else "none", label=style.role(role).label)
+            for role in style.ordered(roles, style.ROLES)]
+
+
+def _paper_handle(label: str = "paper (7B)") -> Line2D:
+    return Line2D([], [], color=style.INK, marker=style.PAPER.marker, markerfacecolor="none", linestyle="none",
+                  label=label)
+
+
+def _from_zero(axes: Iterable[Axes]) -> None:
+    """Start the value axes at zero; after all panels are drawn, for a set limit ends the scaling of shared axes."""
+    for ax in axes:
+        ax.set_ylim(bottom=0)
+
+
+def _legend(figure: Figure, handles: list, columns: int = 4) -> None:
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(columns, len(handles)))
+
+
+def _share_axis(ax: Axes) -> None:
+    ax.yaxis.set_major_formatter(PERCENT)
+
+
+def _whisker(ax: Axes, x, rows: pd.DataFrame, **look) -> None:
+    """Intervals around `value`; drawn from the bounds themselves, which need not be symmetric."""
+    ax.vlines(x, rows["lo"], rows["hi"], color=style.INK, linewidth=1.1, zorder=3, **look)
+
+
+def _bars(ax: Axes, frame: pd.DataFrame, series: list[tuple], paper: pd.DataFrame | None) -> None:
+    """Bars grouped by task; `series` = [(selection, look, face)]: one bar of each group, with its interval."""
+    tasks = style.ordered(frame["task"], style.TASKS)
+    width = 0.8 / len(series)
+    for k, (where, look, face) in enumerate(series):
+        rows = _select(frame, **where)
+        if rows.empty:
+            continue
+        x = np.array([tasks.index(task) for task in rows["task"]]) + (k - (len(series) - 1) / 2) * width
+        ax.bar(x, rows["value"], width * 0.92, color=look.colour if face else "white", edgecolor=look.colour if not face
+               else "white", hatch=look.hatch, linewidth=1.2 if not face else 0.0)
+        _whisker(ax, x, rows)
+        for task, at in zip(rows["task"], x, strict=True):
+            theirs = _select(paper, task=task, **where)
+            if "value" in theirs:
+                ax.plot([at] * len(theirs), theirs["value"], style.PAPER.marker, markerfacecolor="white",
+                        markeredgecolor=style.INK, markersize=5.5, zorder=4)
+    ax.set_xticks(range(len(tasks)), [style.task(task).label for task in tasks], rotation=30, ha="right")
+    ax.grid(axis="x", visible=False)
+
+
+def _bar_handles(roles) -> list[Patch]:
+    return [Patch(facecolor=style.role(role).colour, edgecolor="white", hatch=style.role(role).hatch,
+                  label=style.role(role).label) for role in style.ordered(roles, style.ROLES)]
+
+
+@style.styled
+def kv_use_over_time(engine: pd.DataFrame, predicted: pd.DataFrame | None = None,
+                     paper: pd.DataFrame | None = None) -> Figure:
+    """KV-cache use against time, one panel per pair and task.
+
+    engine: task, pair, role, run, t_s, kv_use (share), kv_pool_actual [tokens]; predicted: the same without the pool,
+    the client's own estimate; paper: task, role, value (peak share), marked at the right edge.
+    """
+    _need(engine, ["task", "pair", "role", "run", "t_s", "kv_use", "kv_pool_actual"], "kv_use_over_time")
+    figure, panels = _grid(engine, "pair", "task", height=1.75, sharey=True)
+    for (pair, task), ax in panels.items():
+        here = engine[(engine["pair"] == pair) & (engine["task"] == task)]
+        _trace(ax, here, "kv_use")
+        guesses = _select(predicted, pair=pair, task=task)
+        for _, run in guesses.groupby(["role", "run"]) if len(guesses) else ():
+            run = run.sort_values("t_s")
+            ax.plot(run["t_s"], run["kv_use"], color=style.INK, linewidth=0.8, linestyle=":", zorder=4)
+        for row in _select(paper, task=task).itertuples():
+            ax.plot(1.0, row.value, marker="<", color=style.role(row.role).colour, markerfacecolor="white",
+                    transform=ax.get_yaxis_transform(), clip_on=False, zorder=5, markersize=6)
+        ax.set_title(style.task(task).label)
+        ax.set_xlim(left=0)
+        _share_axis(ax)
+        if ax.get_subplotspec().is_first_col():
+            ax.set_ylabel(f"KV cache in use [%]\n{pair}: pool of\n{_pools(engine[engine['pair'] == pair])}")
+        if ax.get_subplotspec().is_last_row():
+            ax.set_xlabel("time since start [s]")
+    _from_zero(panels.values())
+    handles = _role_handles(engine["role"])
+    if predicted is not None:
+        handles.append(Line2D([], [], color=style.INK, linestyle=":", linewidth=0.8, label="predicted by the client"))
+    if paper is not None:
+        handles.append(Line2D([], [], color=style.INK, marker="<", markerfacecolor="white", linestyle="none",
+                              label="the paper's peak (7B)"))
+    _legend(figure, handles)
+    return figure
+
+
+def _pools(engine: pd.DataFrame) -> str:
+    pools = sorted(engine["kv_pool_actual"].dropna().unique())
+    return (" and ".join(f"{int(pool):,}" for pool in pools) + " tokens") if pools else "unknown size"
+
+
+@style.styled
+def kv_summary(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> Figure:
+    """Peak, mean and swing of KV use: bars with intervals, the paper's values as marks.
+
+    summary: task, pair, role, metric, value, lo, hi (shares of the pool); paper: task, role, metric, value.
+    """
+    _need(summary, ["task", "pair", "role", "metric", "value", "lo", "hi"], "kv_summary")
+    order = [name for name in ("peak", "mean", "swing") if name in set(summary["metric"])]
+    return _metric_bars(summary, "pair", order, paper, lambda metric: f"{_metric(metric)[0]} [%]", "KV cache in use:\n")
+
+
+def _metric_bars(summary, row, order, paper, label, prefix="") -> Figure:
+    """Bars by task and role: one column of panels per metric, one row per value of `row`."""
+    figure, panels = _grid(summary, row, "metric", height=2.1, columns=order)
+    for (name, metric), ax in panels.items():
+        roles = style.ordered(summary["role"], style.ROLES)
+        series = [({"role": role}, style.role(role), True) for role in roles]
+        here = summary[(summary[row] == name) & (summary["metric"] == metric)]
+        _bars(ax, here, series, _select(paper, metric=metric))
+        ax.tick_params(labelbottom=ax.get_subplotspec().is_last_row())
+        if _metric(metric)[1]:
+            _share_axis(ax)
+        if ax.get_subplotspec().is_first_row():
+            ax.set_title(f"{label(metric)}")
+        if ax.get_subplotspec().is_first_col():
+            ax.set_ylabel(f"{prefix}{name}")
+    _from_zero(panels.values())
+    _legend(figure, _bar_handles(summary["role"]) + ([_paper_handle()] if paper is not None else []))
+    return figure
+
+
+@style.styled
+def running_over_time(engine: pd.DataFrame, paper: pd.DataFrame | None = None) -> Figure:
+    """Requests running against time, one panel per load (barrier, continuous) and task.
+
+    engine: task, role, load, run, t_s, running; paper: task, role, t_s, running (its batch of 16 on a GPU), drawn in
+    the barrier's panels against a time axis of its own, above.
+    """
+    _need(engine, ["task", "role", "load", "run", "t_s", "running"], "running_over_time")
+    figure, panels = _grid(engine, "load", "task", height=1.9, sharey=True)
+    drawn = False
+    for (load, task), ax in panels.items():
+        here = engine[(engine["load"] == load) & (engine["task"] == task)]
+        _trace(ax, here, "running", drawstyle="steps-post")
+        ax.set_title(style.task(task).label)
+        ax.set_xlim(left=0)
+        ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        theirs = _select(paper, task=task) if load.startswith("batch") else pd.DataFrame()
+        if len(theirs):
+            drawn = True
+            above = ax.twiny()
+            above.grid(False)
+            above.spines["top"].set_visible(True)
+            for role, points in theirs.groupby("role"):
+                above.plot(points["t_s"], points["running"], linestyle="none", marker=style.role(role).marker,
+                           markerfacecolor="white", color=style.role(role).colour, markersize=6, zorder=5)
+            above.set_xlim(left=0, right=theirs["t_s"].max() * 1.05)
+            above.set_xlabel("paper's time [s]", fontsize=8, color=style.FAINT)
+            above.tick_params(labelsize=8, labelcolor=style.FAINT)
+        if ax.get_subplotspec().is_first_col():
+            ax.set_ylabel(f"{load_label(load)}\nrequests running")
+        if ax.get_subplotspec().is_last_row():
+            ax.set_xlabel("time since start [s]")
+    _from_zero(panels.values())
+    handles = _role_handles(engine["role"])
+    if drawn:
+        handles.append(Line2D([], [], color=style.INK, marker="o", markerfacecolor="white", linestyle="none",
+                              label="paper (7B, batch of 16), hollow"))
+    _legend(figure, handles)
+    return figure
+
+
+def load_label(load: str) -> str:
+    """A load's label in words: "batch16" -> "barrier, 16 at once"."""
+    for prefix, words in (("batch", "barrier, {} at once"), ("closed", "continuous, {} in flight")):
+        if load.startswith(prefix):
+            return words.format(load.removeprefix(prefix))
+    return load
+
+
+@style.styled
+def swimlane(requests: pd.DataFrame) -> Figure:
+    """One line per request: waiting, thinking, answering; a cross where the budget cut it off. One panel per role.
+
+    requests: role, due_s, first_s, visible_s (NaN: never left thinking), last_s, thinking_tokens, finish_reason.
+    """
+    _need(requests, ["role", "due_s", "first_s", "visible_s", "last_s", "thinking_tokens", "finish_reason"], "swimlane")
+    requests = requests.dropna(subset=["first_s", "last_s"])
+    roles = style.ordered(requests["role"], style.ROLES)
+    most = requests.groupby("role").size().max()
+    figure = Figure(figsize=(style.WIDTH, float(np.clip(1.6 + 0.05 * most, 2.8, 7.0))), layout="constrained")
+    start = requests["due_s"].min()
+    for ax, role in zip(figure.subplots(1, len(roles), squeeze=False)[0], roles, strict=True):
+        here = requests[requests["role"] == role].sort_values(["due_s", "first_s"]).reset_index(drop=True)
+        for phase, since, until in _phases(here):
+            look = style.PHASES[phase]
+            lanes = [((a - start, lane), (b - start, lane))
+                     for lane, (a, b) in enumerate(zip(since, until, strict=True)) if b > a]
+            width = {"queue": 0.8, "thinking": 1.6, "answer": 2.6}[phase]
+            ax.add_collection(LineCollection(lanes, colors=look.colour, linestyles=look.dash, linewidths=width))
+        cut = here[here["finish_reason"] == "length"]
+        ax.plot(cut["last_s"] - start, cut.index, "x", color=style.INK, markersize=4.5, markeredgewidth=1.2, zorder=4)
+        ax.set_xlim(0, (here["last_s"].max() - start) * 1.03)
+        ax.set_ylim(len(here), -1)
+        ax.grid(axis="y", visible=False)
+        ax.set_title(style.role(role).label)
+        ax.set_xlabel("time since the first request was due [s]")
+    figure.axes[0].set_ylabel("requests, in the order they were due")
+    handles = [Line2D([], [], color=look.colour, linestyle=look.dash, label=look.label,
+                      linewidth={"queue": 1.0, "thinking": 2.0, "answer": 3.2}[phase])
+               for phase, look in style.PHASES.items()]
+    handles.append(Line2D([], [], color=style.INK, marker="x", linestyle="none", label="cut off by the budget"))
+    _legend(figure, handles)
+    return figure
+
+
+def _phases(requests: pd.DataFrame) -> list[tuple[str, pd.Series, pd.Series]]:
+    """(phase, since, until) of every request [s]; who never thought answers from the first token on."""
+    thought = requests["thinking_tokens"] > 0
+    visible = requests["visible_s"].where(thought, requests["first_s"]).fillna(requests["last_s"])
+    return [("queue", requests["due_s"], requests["first_s"]), ("thinking", requests["first_s"], visible),
+            ("answer", visible, requests["last_s"])]
+
+
+@style.styled
+def straggler_summary(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> Figure:
+    """What stragglers cost, under the barrier (filled) and under continuous batching (outlined).
+
+    summary: task, role, load, metric, value, lo, hi; paper: task, role, load, metric, value.
+    """
+    _need(summary, ["task", "role", "load", "metric", "value", "lo", "hi"], "straggler_summary")
+    order = list(dict.fromkeys(summary["metric"]))
+    loads = sorted(set(summary["load"]))
+    roles = style.ordered(summary["role"], style.ROLES)
+    figure = Figure(figsize=(style.WIDTH, 3.7), layout="constrained")
+    for ax, metric in zip(figure.subplots(1, len(order), squeeze=False)[0], order, strict=True):
+        series = [({"role": role, "load": load}, style.role(role), load == loads[0])
+                  for role in roles for load in loads]
+        _bars(ax, summary[summary["metric"] == metric], series, _select(paper, metric=metric))
+        label, share = _metric(metric)
+        ax.set_title(label)
+        if share:
+            _share_axis(ax)
+    _from_zero(figure.axes)
+    handles = [Patch(facecolor=style.role(role).colour if load == loads[0] else "white", hatch=style.role(role).hatch,
+                     edgecolor="white" if load == loads[0] else style.role(role).colour,
+                     label=f"{role}, {load_label(load)}") for role in roles for load in loads]
+    _legend(figure, handles + ([_paper_handle()] if paper is not None else []), columns=3)
+    return figure
+
+
+@style.styled
+def time_vs_difficulty(requests: pd.DataFrame, slopes: pd.DataFrame) -> Figure:
+    """Tokens and time of each request against the task's own difficulty, with the slope and its interval.
+
+    requests: task, role, difficulty and one column per metric; slopes: task, role, metric, value, lo, hi (change of the
+    metric per unit of difficulty). The line has that slope and goes through the means, as least squares does.
+    """
+    _need(slopes, ["task", "role", "metric", "value", "lo", "hi"], "time_vs_difficulty")
+    metrics = list(dict.fromkeys(slopes["metric"]))
+    _need(requests, ["task", "role", "difficulty", *metrics], "time_vs_difficulty")
+    figure, panels = _grid(slopes, "metric", "task", height=2.3, sharey=False, rows=metrics)
+    for (metric, task), ax in panels.items():
+        notes = []
+        for role in style.ordered(requests["role"], style.ROLES):
+            points = requests[(requests["task"] == task) & (requests["role"] == role)].dropna(subset=[metric])
+            slope = _select(slopes, task=task, role=role, metric=metric)
+            if points.empty or slope.empty:
+                continue
+            look, slope = style.role(role), slope.iloc[0]
+            ax.plot(points["difficulty"], points[metric], look.marker, color=look.colour, alpha=0.35, markersize=3.5,
+                    markeredgewidth=0, rasterized=len(points) > 2000)
+            middle, height = points["difficulty"].mean(), points[metric].mean()
+            x = np.linspace(points["difficulty"].min(), points["difficulty"].max(), 2)
+            ax.plot(x, height + slope["value"] * (x - middle), zorder=4, **_line(role, linewidth=2))
+            x = np.linspace(x[0], x[1], 21)
+            edges = np.sort([height + slope[bound] * (x - middle) for bound in ("lo", "hi")], axis=0)
+            ax.fill_between(x, *edges, color=look.colour, alpha=0.25, linewidth=0)
+            notes.append(f"{role} {slope['value']:+.2g} [{slope['lo']:.2g}, {slope['hi']:.2g}]".replace("-", "−"))
+        ax.set_title("\n".join(notes), fontsize=7.5)
+        if ax.get_subplotspec().is_first_row():
+            ax.set_title(f"{style.task(task).label}\n" + "\n".join(notes), fontsize=7.5)
+        ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        if ax.get_subplotspec().is_first_col():
+            ax.set_ylabel(_metric(metric)[0])
+        if ax.get_subplotspec().is_last_row():
+            ax.set_xlabel("difficulty")
+    _from_zero(panels.values())
+    _legend(figure, _role_handles(requests["role"]))
+    return figure
+
+
+@style.styled
+def domain_preference(differences: pd.DataFrame, paper: pd.DataFrame | None = None) -> Figure:
+    """Accuracy of RLLM minus LLM on the same problems, per task, with its interval.
+
+    differences: task, pair, value, lo, hi (shares of one); paper: task, value.
+    """
+    _need(differences, ["task", "pair", "value", "lo", "hi"], "domain_preference")
+    tasks = style.ordered(differences["task"], style.TASKS)
+    pairs = sorted(set(differences["pair"]))
+    figure = Figure(figsize=(style.WIDTH, 1.4 + 0.62 * len(tasks)), layout="constrained")
+    ax = figure.subplots()
+    ax.axvline(0, color=style.INK, linewidth=1)
+    for k, pair in enumerate(pairs):
+        rows = differences[differences["pair"] == pair]
+        y = np.array([tasks.index(task) for task in rows["task"]]) + (k - (len(pairs) - 1) / 2) * 0.26
+        colours = [style.task(task).colour for task in rows["task"]]
+        ax.hlines(y, rows["lo"] * 100, rows["hi"] * 100, colors=colours, linewidth=2)
+        for at, row, colour in zip(y, rows.itertuples(), colours, strict=True):
+            ax.plot(row.value * 100, at, _PAIR_MARKS[k % len(_PAIR_MARKS)], color=colour, markersize=8)
+    for row in _select(paper).itertuples():
+        if row.task in tasks:
+            ax.plot(row.value * 100, tasks.index(row.task), style.PAPER.marker, markerfacecolor="white",
+                    markeredgecolor=style.INK, markersize=7, zorder=4)
+    ax.set_yticks(range(len(tasks)), [style.task(task).label for task in tasks])
+    ax.set_ylim(len(tasks) - 0.5, -0.5)
+    ax.set_xlabel("accuracy of RLLM − accuracy of LLM [percentage points]")
+    handles = [Line2D([], [], color=style.FAINT, marker=_PAIR_MARKS[k % len(_PAIR_MARKS)], markersize=8, label=pair)
+               for k, pair in enumerate(pairs)]
+    _legend(figure, handles + ([_paper_handle()] if paper is not None else []))
+    return figure
+
+
+_PAIR_MARKS = ["o", "^", "s", "v"]
+
+
+@style.styled
+def outcomes(shares: pd.DataFrame) -> Figure:
+    """All five outcomes of each group as stacked shares, with the interval of the share correct.
+
+    shares: task, role, outcome, value, lo, hi, n, and optionally pair; one row per outcome.
+    """
+    _need(shares, ["task", "role", "outcome", "value", "lo", "hi", "n"], "outcomes")
+    keys = ["pair", "task", "role"] if "pair" in shares else ["task", "role"]
+    groups = shares[keys].drop_duplicates()
+    tasks = style.ordered(groups["task"], style.TASKS)
+    rank = {"task": tasks.index, "role": list(style.ROLES).index, "pair": str}
+    groups = groups.sort_values(keys, key=lambda column: column.map(rank[column.name])).reset_index(drop=True)
+    figure = Figure(figsize=(style.WIDTH, 1.3 + 0.3 * len(groups)), layout="constrained")
+    ax = figure.subplots()
+    for y, group in groups.iterrows():
+        left = 0.0
+        rows = _select(shares, **{key: group[key] for key in keys}).set_index("outcome")
+        for outcome, look in style.OUTCOMES.items():
+            width = rows["value"].get(outcome, 0.0)
+            ax.barh(y, width, 0.72, left=left, color=look.colour, hatch=look.hatch, edgecolor="white", linewidth=0)
+            left += width
+        if "correct" in rows.index:
+            ax.hlines(y, rows["lo"]["correct"], rows["hi"]["correct"], color=style.INK, linewidth=1.8, zorder=4)
+            ax.plot([rows["value"]["correct"]], [y], "|", color=style.INK, markersize=10, zorder=4)
+        ax.text(1.01, y, f"n = {int(rows['n'].iloc[0])}", va="center", fontsize=8)
+    labels = groups.assign(task=[style.task(task).label for task in groups["task"]])[keys]
+    ax.set_yticks(range(len(groups)), labels.agg(" · ".join, axis=1))
+    ax.set_ylim(len(groups) - 0.4, -0.6)
+    ax.set_xlim(0, 1)
+    ax.xaxis.set_major_formatter(PERCENT)
+    ax.set_xlabel("share of requests [%]")
+    ax.grid(axis="y", visible=False)
+    handles = [Patch(facecolor=look.colour, hatch=look.hatch, edgecolor="white", label=look.label)
+               for look in style.OUTCOMES.values()]
+    handles.append(Line2D([], [], color=style.INK, linewidth=1.8, label="95 % interval of correct"))
+    _legend(figure, handles, columns=3)
+    return figure
+
+
+@style.styled
+def budget_curve(curve: pd.DataFrame, paper: pd.DataFrame | None = None) -> Figure:
+    """Accuracy and share cut off against the token budget; below, normalised, with the paper's curves faint.
+
+    curve: task, role, budget [tokens], metric ("accuracy", "cut_off"), value, lo, hi; paper: task, model, budget,
+    value. The last row divides a curve's budgets by its largest and its accuracies by the one there, so that curves of
+    different models share an axis.
+    """
+    _need(curve, ["task", "role", "budget", "metric", "value", "lo", "hi"], "budget_curve")
+    tasks = style.ordered(curve["task"], style.TASKS)
+    names = ["accuracy", "cut_off"] + ([] if paper is None else ["normalised"])
+    figure = Figure(figsize=(style.WIDTH, 1.85 * len(names) + 0.9), layout="constrained")
+    axes = figure.subplots(len(names), len(tasks), sharey="row", squeeze=False)
+    for j, task in enumerate(tasks):
+        for i, metric in enumerate(names[:2]):
+            for role in style.ordered(curve["role"], style.ROLES):
+                _band(axes[i, j], _select(curve, task=task, role=role, metric=metric), "budget", role)
+            axes[i, j].set_ylim(0, 1.02)
+            _share_axis(axes[i, j])
+            _budget_ticks(axes[i, j], curve["budget"])
+        axes[0, j].set_title(style.task(task).label)
+        axes[1, j].set_xlabel("token budget")
+        if paper is not None:
+            _normalised(axes[2, j], _select(curve, task=task, metric="accuracy"), _select(paper, task=task))
+    for ax, label in zip(axes[:, 0], ["accuracy [%]", "cut off [%]", "accuracy, share of\nits own at full budget"],
+                         strict=False):
+        ax.set_ylabel(label)
+    handles = _role_handles(curve["role"])
+    if paper is not None:
+        handles += [Line2D([], [], color=style.FAINT, linestyle=dash, label=f"paper, {model}")
+                    for model, dash in zip(sorted(set(paper["model"]), key=_size), _PAPER_DASHES, strict=False)]
+    _legend(figure, handles)
+    return figure
+
+
+_PAPER_DASHES = ["-", "--", ":", "-."]
+
+
+def _size(model: str) -> float:
+    digits = "".join(c for c in model if c.isdigit() or c == ".")
+    return float(digits) if digits else 0.0
+
+
+def _band(ax: Axes, rows: pd.DataFrame, x: str, role: str) -> None:
+    """A role's line with its interval as a band."""
+    if rows.empty:
+        return
+    rows = rows.sort_values(x)
+    ax.plot(rows[x], rows["value"], marker=style.role(role).marker, **_line(role))
+    ax.fill_between(rows[x], rows["lo"], rows["hi"], color=style.role(role).colour, alpha=0.2, linewidth=0)
+
+
+def _budget_ticks(ax: Axes, budgets) -> None:
+    """Doubling budgets on a logarithmic axis, every second one named."""
+    values = sorted(set(budgets))
+    ax.set_xscale("log", base=2)
+    named = values[::-1][::max(1, -(-len(values) // 3))][::-1]
+    ax.set_xticks(named, [f"{int(v / 1024)}k" if v >= 1024 and v % 1024 == 0 else f"{v:g}" for v in named])
+    ax.minorticks_off()
+
+
+def _normalised(ax: Axes, ours: pd.DataFrame, theirs: pd.DataFrame) -> None:
+    for role, rows in ours.groupby("role"):
+        rows = rows.sort_values("budget")
+        full = rows["value"].iloc[-1]
+        if full > 0:
+            ax.plot(rows["budget"] / rows["budget"].iloc[-1], rows["value"] / full, marker=style.role(role).marker,
+                    zorder=3, **_line(role))
+    models = sorted(set(theirs["model"]), key=_size) if len(theirs) else []
+    for model, dash in zip(models, _PAPER_DASHES, strict=False):
+        rows = theirs[theirs["model"] == model].sort_values("budget")
+        ax.plot(rows["budget"] / rows["budget"].iloc[-1], rows["value"] / rows["value"].iloc[-1], dash,
+                color=style.FAINT, linewidth=1.2)
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"1/{round(1 / x)}" if x < 1 else f"{x:g}"))
+    ax.set_xticks([1 / 64, 1 / 8, 1])
+    ax.minorticks_off()
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("budget / largest")
+
+
+@style.styled
+def batch_size(curve: pd.DataFrame) -> Figure:
+    """Throughput, TTFVT and accuracy against the number of requests sent at once.
+
+    curve: task, role, batch (requests), metric, value, lo, hi; metrics in the order they come, one row of panels each.
+    """
+    _need(curve, ["task", "role", "batch", "metric", "value", "lo", "hi"], "batch_size")
+    metrics = list(dict.fromkeys(curve["metric"]))
+    figure, panels = _grid(curve, "metric", "task", height=1.7, sharey="row", rows=metrics)
+    sizes = sorted(set(curve["batch"]))
+    for (metric, task), ax in panels.items():
+        for role in style.ordered(curve["role"], style.ROLES):
+            _band(ax, _select(curve, task=task, role=role, metric=metric), "batch", role)
+        label, share = _metric(metric)
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(sizes, [f"{size:g}" for size in sizes])
+        ax.minorticks_off()
+        if share:
+            _share_axis(ax)
+        if ax.get_subplotspec().is_first_row():
+            ax.set_title(style.task(task).label)
+        if ax.get_subplotspec().is_first_col():
+            ax.set_ylabel(label)
+        if ax.get_subplotspec().is_last_row():
+            ax.set_xlabel("batch size [requests]")
+    _from_zero(panels.values())
+    _legend(figure, _role_handles(curve["role"]))
+    return figure
+
+
+@style.styled
+def survivor(curves: pd.DataFrame) -> Figure:
+    """Share of requests still without a visible token against time (Kaplan–Meier), one panel per task.
+
+    curves: task, role, time [s], survival, lo, hi (shares), censored (requests censored then), one row per step, as
+    `stats.kaplan_meier` makes it.
+    """
+    _need(curves, ["task", "role", "time", "survival", "lo", "hi", "censored"], "survivor")
+    tasks = style.ordered(curves["task"], style.TASKS)
+    figure = Figure(figsize=(style.WIDTH, 3.0), layout="constrained")
+    for ax, task in zip(figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0], tasks, strict=True):
+        for role in style.ordered(curves["role"], style.ROLES):
+            rows = _select(curves, task=task, role=role).sort_values("time")
+            if rows.empty:
+                continue
+            look = style.role(role)
+            ax.plot(rows["time"], rows["survival"], drawstyle="steps-post", marker=look.marker, markevery=0.3,
+                    **_line(role))
+            ax.fill_between(rows["time"], rows["lo"], rows["hi"], step="post", color=look.colour, alpha=0.2,
+                            linewidth=0)
+            cut = rows[rows["censored"] > 0]
+            ax.plot(cut["time"], cut["survival"], "+", color=style.INK, markersize=6, zorder=4)
+        ax.set_title(style.task(task).label)
+        ax.set_xlim(left=0)
+        ax.set_ylim(0, 1.02)
+        ax.set_xlabel("time since due [s]")
+        _share_axis(ax)
+    figure.axes[0].set_ylabel("still without a visible\ntoken [% of requests]")
+    handles = _role_handles(curves["role"])
+    handles.append(Line2D([], [], color=style.INK, marker="+", linestyle="none", label="ended while still thinking"))
+    _legend(figure, handles)
+    return figure
+
+
+@style.styled
+def claims_picture(claims: pd.DataFrame) -> Figure:
+    """Every claim on a line: the measured effect with its interval, the threshold that decides, the verdict.
+
+    claims: claim, statement, value, lo, hi, threshold, direction (">": supported above the threshold, "<": below),
+    unit, verdict. Each line has a scale of its own; the side that supports the claim is shaded.
+    """
+    _need(claims, ["claim", "statement", "value", "lo", "hi", "threshold", "direction", "unit", "verdict"],
+          "claims_picture")
+    figure = Figure(figsize=(style.WIDTH, 0.62 * len(claims) + 0.7))
+    top, bottom = 1 - 0.45 / figure.get_figheight(), 0.15 / figure.get_figheight()
+    grid = figure.add_gridspec(len(claims), 1, left=0.42, right=0.79, top=top, bottom=bottom, hspace=0.35)
+    for place, row in enumerate(claims.itertuples()):
+        low, high = grid[place].get_position(figure).y0, grid[place].get_position(figure).y1
+        look, middle, measured = style.VERDICTS[row.verdict], (low + high) / 2, "not measured"
+        if np.isfinite(row.value):
+            _against_threshold(figure.add_subplot(grid[place]), row, look)
+            measured = f"{row.value:.3g} [{row.lo:.3g}, {row.hi:.3g}] {row.unit}".replace("-", "−")
+        figure.text(0.01, middle, fill(f"{row.claim}  {row.statement}", 46), va="center", fontsize=8.5)
+        figure.text(0.80, middle, f"{look.label}\n{measured}", va="center", fontsize=8)
+    handles = [Line2D([], [], color=look.colour, marker=look.marker, label=look.label)
+               for look in style.VERDICTS.values()]
+    handles += [Line2D([], [], color=style.INK, linewidth=1.2, label="threshold"),
+                Patch(color=style.VERDICTS["supported"].colour, alpha=0.13, label="supports the claim")]
+    figure.legend(handles=handles, loc="upper center", ncols=5, bbox_to_anchor=(0.5, 1.0))
+    return figure
+
+
+def _against_threshold(ax: Axes, row, look: style.Look) -> None:
+    """One claim's effect with its interval on a scale of its own, the supporting side of the threshold shaded."""
+    spread = np.array([v for v in (row.value, row.lo, row.hi, row.threshold) if np.isfinite(v)])
+    room = 0.12 * (np.ptp(spread) or abs(row.value) or 1.0)
+    left, right = spread.min() - room, spread.max() + room
+    side = (row.threshold, right) if row.direction == ">" else (left, row.threshold)
+    ax.axvspan(*side, color=style.VERDICTS["supported"].colour, alpha=0.13, linewidth=0)
+    ax.axvline(row.threshold, color=style.INK, linewidth=1.2)
+    ax.hlines(0, row.lo, row.hi, color=look.colour, linewidth=2.4)
+    ax.plot(row.value, 0, look.marker, color=look.colour, markersize=8, markeredgecolor="white", zorder=4)
+    ax.set(xlim=(left, right), ylim=(-1, 1), yticks=[])
+    ax.xaxis.set_major_locator(MaxNLocator(3))
+    ax.tick_params(labelsize=7, pad=1, length=2)
+    ax.spines["left"].set_visible(False)
