@@ -1,0 +1,5 @@
+"""`python -m asu`."""
+
+from asu.cli import app
+
+app()

@@ -1,0 +1,152 @@
+"""The command line: what the notebooks do, without opening them."""
+
+import functools
+import os
+import shutil
+from collections.abc import Callable
+
+import psutil
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from asu import engines, models, paths, profiles, runs
+from asu.engines import base
+from asu.errors import AsuError
+from asu.progress import clock_text
+from asu.study import SERVER_START_S, Study
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="Measure how reasoning models behave in a serving engine. Commands may be given again at any "
+                       "time: finished work is skipped, unfinished work goes on where it stopped.")
+
+_PROFILE = typer.Option("embedded", help="Parameters to use: a file in notebooks/profiles.")
+_NOTEBOOK = typer.Option(None, "--notebook", "-n", help="Only this notebook; may be given more than once.")
+
+
+def command(**settings) -> Callable:
+    """Register a command whose errors are one clean message: exit code 1, or 130 after Ctrl-C."""
+    def register(function):
+        @functools.wraps(function)
+        def guarded(*args, **kwargs):
+            try:
+                return function(*args, **kwargs)
+            except AsuError as error:
+                typer.secho(f"\nerror: {error}", fg="red", err=True)
+                raise typer.Exit(1) from None
+            except KeyboardInterrupt as stop:
+                kept = f"{stop}\n" if str(stop) else ""
+                typer.echo(f"\nstopped. {kept}Resume with the same command.", err=True)
+                raise typer.Exit(130) from None
+        return app.command(**settings)(guarded)
+    return register
+
+
+def _study(profile: str, notebooks: list[str] | None) -> Study:
+    """All runs of a profile, or those of some of its notebooks."""
+    chosen = notebooks or list(profiles.load(profile).notebooks)
+    return functools.reduce(Study.__add__, (profiles.study_of(name, profile) for name in chosen), Study.of([]))
+
+
+@command(epilog="Example: python -m asu plan --profile embedded -n 02_stragglers")
+def plan(profile: str = _PROFILE, notebook: list[str] = _NOTEBOOK):
+    """Show the runs a profile needs, which are done, and how long the rest takes. Starts nothing."""
+    study = _study(profile, notebook)
+    frame = study.plan()
+    table = Table(title=f"profile {profile}: {len(frame)} runs, records in {study.store.root}")
+    for column in ("server", "run", "state", "estimate"):
+        table.add_column(column, justify="right" if column == "estimate" else "left", overflow="fold")
+    for row in frame.itertuples():
+        state = "done" if row.done else f"blocked: {row.blocked}" if isinstance(row.blocked, str) else "to do"
+        table.add_row(str(row.server), row.run, state, "" if row.done else clock_text(row.estimate_s))
+    Console().print(table)
+    left = frame[~frame.done] if len(frame) else frame
+    if len(left):
+        seconds = left.estimate_s.sum() + SERVER_START_S * left.server.nunique()
+        typer.echo(f"{len(left)} runs to make on {left.server.nunique()} servers, about {clock_text(seconds)}.")
+    else:
+        typer.echo("Nothing to do.")
+
+
+@command(epilog="Example: python -m asu run -n 01_kv_cache_usage")
+def run(profile: str = _PROFILE, notebook: list[str] = _NOTEBOOK):
+    """Make the runs that are missing, each server started once. Kill it at any time; the same command goes on."""
+    _study(profile, notebook).run()
+
+
+@command(epilog="Example: python -m asu report --profile embedded")
+def report(profile: str = _PROFILE, notebook: list[str] = _NOTEBOOK):
+    """Execute the notebooks and write the HTML report with its index. Makes missing runs on the way."""
+    _report(profile, notebook)
+
+
+@command(epilog="Example: python -m asu reproduce")
+def reproduce(profile: str = _PROFILE):
+    """Everything: missing runs of all notebooks grouped by server, then all notebooks, then the index."""
+    _study(profile, None).run()
+    _report(profile, None)
+
+
+def _report(profile: str, notebooks: list[str] | None) -> None:
+    from asu import report as reports  # here because nbconvert and papermill take seconds to import
+
+    profiles.load(profile)
+    typer.echo(f"report: {reports.build(profile, notebooks=notebooks or None)}")
+
+
+@command(epilog="Example: python -m asu doctor --hub")
+def doctor(hub: bool = typer.Option(False, "--hub", help="Also try to reach the model hub.")):
+    """Say what this machine can run, and what to install or restore for the rest."""
+    table = Table(show_header=False, box=None)
+    for what, good, text in _findings(hub):
+        table.add_row("[green]ok[/]" if good else "[yellow]--[/]", what, escape(text))
+    Console(width=max(100, shutil.get_terminal_size().columns)).print(table)
+
+
+def _findings(hub: bool):
+    """(what, good, text) for everything runs and reports need."""
+    memory, disk = psutil.virtual_memory(), shutil.disk_usage(paths.OUTPUT)
+    cores = runs.machine()["cores"]
+    yield "processor", True, f"{runs.machine()['cpu']}, {cores} cores"
+    yield "memory", memory.available > 6e9, f"{memory.available / 1e9:.0f} GB free; 6 needed"
+    yield "disk", disk.free > 2e9, f"{disk.free / 1e9:.0f} GB free in {paths.OUTPUT}; 2 needed"
+    gpus = base.gpus()
+    yield "GPU", bool(gpus), ", ".join(gpu.name for gpu in gpus) or "none: profiles embedded and smoke need none"
+    for engine in engines.ENGINES.values():
+        try:
+            yield f"engine {engine.name}", True, engine.version()
+        except AsuError as error:
+            yield f"engine {engine.name}", False, f"{error.problem}; {error.remedy}"
+    local = [model for model in models.CATALOGUE.values() if model.folder.is_dir()]
+    absent = [model.name for model in models.CATALOGUE.values() if model.miniature and model not in local]
+    yield "weights", not absent, (f"missing: {', '.join(absent)}; git checkout data/models, or make miniature" if absent
+                                  else f"here: {', '.join(model.name for model in local)}")
+    yield from _fonts()
+    for name in profiles.names():
+        try:
+            yield f"profile {name}", True, profiles.load(name).description
+        except AsuError as error:
+            yield f"profile {name}", False, f"{error.problem}; {error.remedy}"
+    token = bool(os.environ.get("HF_TOKEN"))
+    yield "hub token", token, "HF_TOKEN is set" if token else "none: gpqa and llama-3.3-70b are gated and need one"
+    if hub:
+        yield _hub()
+
+
+def _fonts():
+    from matplotlib import font_manager
+
+    names = {font.name for font in font_manager.fontManager.ttflist}
+    yield "fonts", "DejaVu Sans" in names, f"{len(names)} families; figures use DejaVu Sans, which matplotlib brings"
+
+
+def _hub() -> tuple[str, bool, str]:
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        huggingface_hub.HfApi().model_info("Qwen/Qwen3-0.6B", timeout=10)
+    except (HfHubHTTPError, OSError) as error:
+        return "hub", False, f"cannot be reached ({type(error).__name__}); profiles embedded and smoke need none"
+    return "hub", True, "reachable"
