@@ -1,0 +1,198 @@
+"""What every engine adapter provides: neutral words to flags, refusals before the start, gauges under neutral names."""
+
+import functools
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import pynvml
+from prometheus_client.parser import text_string_to_metric_families
+
+from asu import paths
+from asu.errors import AsuError
+from asu.models import Model
+from asu.specs import EngineOptions
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One visible NVIDIA GPU; `capability` as (major, minor): Ada is (8, 9), Hopper (9, 0)."""
+
+    name: str
+    capability: tuple[int, int]
+
+
+@functools.cache
+def gpus() -> tuple[Gpu, ...]:
+    """The GPUs of this machine that CUDA_VISIBLE_DEVICES does not hide; empty without an NVIDIA driver."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and visible.strip() in ("", "-1"):
+        return ()
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return ()
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        found = [
+            Gpu(pynvml.nvmlDeviceGetName(h), tuple(pynvml.nvmlDeviceGetCudaComputeCapability(h))) for h in handles]
+    finally:
+        pynvml.nvmlShutdown()
+    return tuple(found[: len(visible.split(","))] if visible else found)
+
+
+class Engine(ABC):
+    """One serving engine. Adapters hold no state; `asu.engines.server.Server` runs what they describe."""
+
+    name: str
+    packages: tuple[str, ...]  # distributions that provide the engine, the first one installed counts
+    install: str  # remedy when none is installed
+    gauge_names: dict[str, str]  # neutral name -> sample name in /metrics
+
+    @abstractmethod
+    def check(self, options: EngineOptions, model: Model, source: str) -> None:
+        """Raise AsuError if this engine on this machine cannot do what `options` ask, naming what it can."""
+
+    @abstractmethod
+    def command(self, model: Model, source: str, options: EngineOptions, host: str, port: int,
+                served_name: str) -> list[str]:
+        """Command line of the server; the key goes through `environment`, where other users cannot read it."""
+
+    @abstractmethod
+    def environment(self, options: EngineOptions, source: str, key: str) -> dict[str, str]:
+        """Variables the server needs on top of this process's own."""
+
+    @abstractmethod
+    def kv_pool_tokens(self, log_text: str, metrics_text: str) -> int | None:
+        """Size of the KV pool [tokens] as the engine reports it; None where it does not tell."""
+
+    @abstractmethod
+    def request_extras(self, priority: int | None = None, chat_options: dict | None = None) -> dict:
+        """JSON body fields beyond the common ones: exact token counts per event, priority, template switches."""
+
+    @property
+    def warm_module(self) -> str | None:
+        """Module that imports the engine once and serves from forks of itself; None: each start is a fresh process."""
+        return None
+
+    @property
+    def reset_path(self) -> str | None:
+        """Path that empties the prefix cache on POST; None where the engine has none."""
+        return None
+
+    @property
+    def python(self) -> str:
+        """Interpreter with the engine: ASU_PYTHON_<ENGINE>, else .venv-<engine> in the project, else this one."""
+        named = os.environ.get(f"ASU_PYTHON_{self.name.upper()}")
+        own = paths.ROOT / f".venv-{self.name}" / "bin" / "python"
+        if named:
+            if not os.access(named, os.X_OK):
+                raise AsuError(f"ASU_PYTHON_{self.name.upper()} names {named}, which is not an executable",
+                               f"set it to the Python that has {self.name}, or unset it")
+            return named
+        return str(own) if own.exists() else sys.executable
+
+    def installed(self) -> tuple[str, str]:
+        """(distribution, version) of the engine in its interpreter; AsuError with the way to install it if absent."""
+        found = _installed(self.python, self.packages)
+        if found is None:
+            raise AsuError(f"{self.name} is not installed for {self.python}", self.install)
+        return found
+
+    def version(self) -> str:
+        """Installed version."""
+        return self.installed()[1]
+
+    def gauges(self, text: str) -> dict[str, float]:
+        """Neutral names to values from Prometheus text, summed over labels; a gauge not exported is left out."""
+        return samples(text, self.gauge_names)
+
+
+@functools.cache
+def _installed(python: str, packages: tuple[str, ...]) -> tuple[str, str] | None:
+    if python == sys.executable:
+        return _first_distribution(packages)
+    script = "import sys, importlib.metadata as m\n" \
+             "for p in sys.argv[1:]:\n" \
+             "    try: print(p, m.version(p)); break\n" \
+             "    except m.PackageNotFoundError: pass\n"
+    try:
+        result = subprocess.run([python, "-c", script, *packages], capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise AsuError(f"{python} does not run: {error}", "repair or remove that environment") from error
+    words = result.stdout.split()
+    return (words[0], words[1]) if words else None
+
+
+def _first_distribution(packages: tuple[str, ...]) -> tuple[str, str] | None:
+    for package in packages:
+        try:
+            return package, importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def samples(text: str, names: dict[str, str]) -> dict[str, float]:
+    """{key: sum of the samples called names[key]} for those present in Prometheus `text`."""
+    keys = {sample: key for key, sample in names.items()}
+    # A vLLM page has 600 lines of which a handful matter; parsing all of them 5 times a second would load the client.
+    wanted = [line for line in text.splitlines() if line.startswith(tuple(keys))]
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families("\n".join(wanted) + "\n"):
+        for sample in family.samples:
+            if sample.name in keys:
+                found[keys[sample.name]] = found.get(keys[sample.name], 0.0) + sample.value
+    return found
+
+
+def labels(text: str, name: str) -> dict[str, str]:
+    """Labels of the first sample called `name` in Prometheus `text`; empty if there is none."""
+    lines = [line for line in text.splitlines() if line.startswith(name + "{")]
+    for family in text_string_to_metric_families("\n".join(lines[:1]) + "\n"):
+        for sample in family.samples:
+            return dict(sample.labels)
+    return {}
+
+
+def source(model: Model) -> str:
+    """Where the weights come from: the model's local folder if it exists, else its hub id."""
+    if model.hub is None or model.folder.is_dir():
+        return str(model.folder)
+    return model.hub
+
+
+def config(source: str) -> dict:
+    """config.json of a local weights folder; empty for a hub id, which only the engine can resolve."""
+    file = Path(source) / "config.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def check_weights(model: Model, source: str, random_weights: bool) -> None:
+    """Raise AsuError unless `source` is a hub id or a folder with a config, a tokenizer and, if needed, weights."""
+    folder = Path(source)
+    if not folder.is_dir():
+        if source == model.hub:
+            return
+        raise AsuError(f"{model.name}: no weights folder {folder}",
+                       "train the miniature with `make miniature`, or check out data/models" if model.miniature
+                       else "give the folder that holds config.json and *.safetensors")
+    missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
+    if not random_weights and not any(folder.glob("*.safetensors")):
+        missing.append("*.safetensors")
+    if missing:
+        raise AsuError(f"{model.name}: {folder} lacks {', '.join(missing)}",
+                       "restore the missing files, or remove the folder to load the model from the hub" if model.hub
+                       else "restore them: git checkout data/models, or make miniature")
+
+
+def refuse(engine: str, field: str, value: object, can: Collection[str], why: str = "") -> AsuError:
+    """The error for an option this engine cannot do here; `can` lists the values it accepts."""
+    return AsuError(f"{engine} cannot do {field}: {value}{' (' + why + ')' if why else ''}",
+                    f"set {field} to one of: {', '.join(can)}")

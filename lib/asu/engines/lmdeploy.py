@@ -1,0 +1,107 @@
+"""LMDeploy's PyTorch engine, on NVIDIA GPUs. Flags and metric names as of 0.18."""
+
+import re
+from pathlib import Path
+
+from asu.engines import base
+from asu.errors import AsuError
+from asu.models import Model
+from asu.specs import EngineOptions
+
+BLOCK_TOKENS = 64
+LEAST_BLOCKS = 17
+
+# Value of --model-format; the PyTorch engine reads the rest from the checkpoint's own quantization_config.
+WEIGHTS = {"bf16": None, "fp8": "fp8", "awq": "awq", "w4a16": "compressed-tensors"}
+KV_CACHE = {"bf16": "0", "int4": "4", "int8": "8", "fp8_e4m3": "16", "fp8_e5m2": "17"}
+
+# The command line is readable by every user of the machine, and LMDeploy takes its key only there; so the key is
+# added inside the process, from the environment.
+WITH_KEY = "import os, runpy, sys; sys.argv += ['--api-keys', os.environ.pop('ASU_SERVER_KEY')]; " \
+           "runpy.run_module('lmdeploy', run_name='__main__', alter_sys=True)"
+
+
+class LMDeploy(base.Engine):
+    """LMDeploy's OpenAI server."""
+
+    name = "lmdeploy"
+    packages = ("lmdeploy",)
+    install = "on a machine with an NVIDIA GPU, install lib/locks/lmdeploy.txt into .venv-lmdeploy"
+    gauge_names = {
+        "kv_use": "lmdeploy:gpu_cache_usage_perc",
+        "running": "lmdeploy:num_requests_running",
+        "waiting": "lmdeploy:num_requests_waiting",
+        "prefix_hits": "lmdeploy:cached_tokens_total",
+        "spec_drafted": "lmdeploy:spec_decode_num_draft_tokens_total",
+        "spec_accepted": "lmdeploy:spec_decode_num_accepted_tokens_total",
+    }
+
+    def check(self, options: EngineOptions, model: Model, source: str) -> None:
+        if not base.gpus():
+            raise AsuError("LMDeploy needs an NVIDIA GPU and there is none",
+                           "use engine: vllm here, which also serves on the CPU")
+        self.installed()
+        # It has no dummy load format: random weights must lie in real files.
+        base.check_weights(model, source, random_weights=False)
+        if options.weights not in WEIGHTS:
+            raise base.refuse("LMDeploy", "weights", options.weights, WEIGHTS)
+        quantised = Path(source).is_dir() and "quantization_config" in base.config(source)
+        if Path(source).is_dir() and quantised != (options.weights != "bf16"):
+            raise AsuError(f"{model.name}: the weights in {source} are {'' if quantised else 'not '}quantised, "
+                           f"options.weights says {options.weights}", "give the folder whose checkpoint has that format")
+        if options.kv_cache not in KV_CACHE:
+            raise base.refuse("LMDeploy", "kv_cache", options.kv_cache, KV_CACHE)
+        if options.speculation is not None:
+            raise AsuError(f"LMDeploy cannot speculate with method {options.speculation.method}: "
+                           "it has only trained draft heads (EAGLE, MTP)", "leave speculation out, or use engine: vllm")
+        if options.scheduling != "fcfs":
+            raise base.refuse("LMDeploy", "scheduling", options.scheduling, ["fcfs"])
+        if options.tensor_parallel > len(base.gpus()):
+            raise AsuError(f"tensor_parallel {options.tensor_parallel} on a machine with {len(base.gpus())} GPUs",
+                           f"set tensor_parallel to at most {len(base.gpus())}")
+        pool = options.kv_pool_tokens
+        if pool is not None and (pool % BLOCK_TOKENS or pool < LEAST_BLOCKS * BLOCK_TOKENS):
+            raise AsuError(f"LMDeploy cannot make a KV pool of {pool} tokens",
+                           f"use a multiple of {BLOCK_TOKENS}, at least {LEAST_BLOCKS * BLOCK_TOKENS}")
+
+    def command(self, model: Model, source: str, options: EngineOptions, host: str, port: int,
+                served_name: str) -> list[str]:
+        flags = [
+            "serve", "api_server", source, "--backend", "pytorch", "--model-name", served_name,
+            "--server-name", host, "--server-port", str(port), "--dtype", "bfloat16",
+            "--generation-config", "lmdeploy", "--session-len", str(options.context),
+            "--max-batch-size", str(options.max_requests), "--quant-policy", KV_CACHE[options.kv_cache],
+            "--cache-block-seq-len", str(BLOCK_TOKENS), "--tp", str(options.tensor_parallel),
+            "--log-level", "INFO", "--max-log-len", "0",  # the pool's size is told at INFO only; prompts stay out
+        ]
+        if not Path(source).is_dir():
+            flags += ["--revision", model.revision]
+        if model.thinks:
+            flags += ["--reasoning-parser", "default"]
+        if options.prefix_caching:
+            flags += ["--enable-prefix-caching"]
+        if options.kv_pool_tokens is not None:
+            flags += ["--num-gpu-blocks", str(options.kv_pool_tokens // BLOCK_TOKENS)]
+        if options.memory_share is not None:
+            flags += ["--cache-max-entry-count", str(options.memory_share)]
+        if WEIGHTS[options.weights]:
+            flags += ["--model-format", WEIGHTS[options.weights]]
+        return [self.python, "-c", WITH_KEY, *flags]
+
+    def environment(self, options: EngineOptions, source: str, key: str) -> dict[str, str]:
+        variables = {"ASU_SERVER_KEY": key, "PYTHONUNBUFFERED": "1"}
+        if Path(source).is_dir():
+            variables["HF_HUB_OFFLINE"] = "1"
+        return variables
+
+    def kv_pool_tokens(self, log_text: str, metrics_text: str) -> int | None:
+        found = re.findall(r"CacheConfig\([^)]*?num_gpu_blocks=(\d+)", log_text)
+        return int(found[-1]) * BLOCK_TOKENS if found else None
+
+    def request_extras(self, priority: int | None = None, chat_options: dict | None = None) -> dict:
+        if priority is not None:
+            raise AsuError("LMDeploy has no request priorities", "use scheduling: fcfs, or engine: vllm")
+        extras: dict = {"stream_options": {"include_usage": True}, "return_token_ids": True}
+        if chat_options:
+            extras["chat_template_kwargs"] = chat_options
+        return extras

