@@ -15,7 +15,7 @@ from scipy import stats as scipy_stats
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 
-DRAWS = 2000
+DRAWS = 1000
 LEVEL = 0.95
 _CELLS_AT_ONCE = 4_000_000  # draws x rows held in memory at a time
 _UNDEFINED_SHARE = 0.1  # more draws without a value than this: no interval
@@ -275,7 +275,8 @@ def bootstrap(statistic: Statistic, clusters, *, strata=None, unit: str = "", n_
     """Estimate with an expanded percentile interval, whole clusters resampled within strata.
 
     clusters, strata: one label per row (a Series, or a frame whose columns together are the label).
-    The percentiles are widened for few clusters (Hesterberg 2015, sec. 5.3): by t instead of z and √(k/(k−1)).
+    The percentiles are widened for few clusters (Hesterberg 2015, sec. 5.3): by t instead of z and by
+    √(clusters/(clusters − strata)). In simulation it covers as promised from five clusters on, too seldom below.
     No interval (NaN) where a stratum leaves nothing to resample or over a tenth of the draws have no value.
     """
     rows = len(clusters)
@@ -302,7 +303,7 @@ def bootstrap(statistic: Statistic, clusters, *, strata=None, unit: str = "", n_
     draws = draws[~np.isnan(draws)]
     if len(draws) < (1 - _UNDEFINED_SHARE) * n_boot:
         return Estimate(value, unit=unit, n=int(k))
-    tail = scipy_stats.norm.cdf(np.sqrt((freedom + 1) / freedom) * scipy_stats.t.ppf((1 - level) / 2, freedom))
+    tail = scipy_stats.norm.cdf(np.sqrt(k / freedom) * scipy_stats.t.ppf((1 - level) / 2, freedom))
     # inverted_cdf picks a drawn value, so that a draw of inf (a median not reached) stays inf
     lo, hi = np.quantile(draws, [tail, 1 - tail], method="inverted_cdf")
     return Estimate(value, float(lo), float(hi), unit, int(k))
