@@ -149,8 +149,7 @@ class Decoder:
         self.tokens = 0
         self._rest = b""  # bytes that wait for the rest of a header or a chunk size
         self._line = b""  # the unfinished line of the event stream
-        self._left: int | None = 0  # body bytes still to come in this chunk or response; None: until closed
-        self._first_chunk = True
+        self._left: int | None = 0  # bytes still to come in this chunk or response; None: until closed
         self._problem = bytearray()  # body of an error response
 
     def feed(self, t: float, data: bytes) -> None:
@@ -210,30 +209,26 @@ class Decoder:
         return data
 
     def _dechunk(self, data: bytes) -> bytes:
-        data, self._rest = self._rest + data, b""
+        if self._rest:
+            data, self._rest = self._rest + data, b""
         pieces, at = [], 0
         while at < len(data):
-            if self._left:
-                piece = data[at:at + self._left]
-                pieces.append(piece)
-                at += len(piece)
-                self._left -= len(piece)
-                continue
-            start = at if self._first_chunk else at + 2  # every chunk but the first follows the last one's line end
-            end = data.find(b"\r\n", start)
-            if end < 0:
-                break
-            try:
-                size = int(data[start:end].partition(b";")[0], 16)
-            except ValueError:
-                raise Fault(f"malformed: not a chunk size: {excerpt(data[start:end])}") from None
-            if size == 0:
-                self.complete = data.find(b"\r\n\r\n", end) >= 0
-                break
-            self._first_chunk, self._left, self.body, at = False, size, True, end + 2
-        if not self.complete:
-            self._rest = data[at:]
-        return b"".join(pieces)
+            if not self._left:
+                end = data.find(b"\r\n", at)
+                try:
+                    size = int(data[at:end].partition(b";")[0], 16) if end >= 0 else None
+                except ValueError:
+                    raise Fault(f"malformed: not a chunk size: {excerpt(data[at:end])}") from None
+                if not size:  # half a size, or the last chunk, which an empty line follows
+                    self.complete = size == 0 and data.find(b"\r\n\r\n", end) >= 0
+                    self._rest = data[at:]
+                    break
+                self._left, self.body, at = size + 2, True, end + 2  # a chunk ends in a line end of its own
+            piece = data[at:at + self._left]
+            pieces.append(piece[:max(self._left - 2, 0)])
+            at += len(piece)
+            self._left -= len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _lines(self, t: float, body: bytes) -> None:
         *lines, self._line = (self._line + body).split(b"\n")
@@ -264,17 +259,15 @@ class Decoder:
     def _choice(self, t: float, choice: dict, delta: dict, usage: dict | None) -> None:
         thought = delta.get("reasoning") or delta.get("reasoning_content")
         said = delta.get("content")
-        if not (isinstance(thought, str | None) and isinstance(said, str | None)):
-            raise TypeError("text that is not a string")
         ids = choice.get("token_ids") or choice.get("output_ids")
         tokens = len(ids) if ids else max(usage["completion_tokens"] - self.tokens, 0) if usage else 0
         self.finish_reason = choice.get("finish_reason") or self.finish_reason
         texts = 0
         if thought:
-            self.thinking.append(thought)
+            self.thinking.append("" + thought)  # TypeError unless it is text
             texts = REASONING
         if said:
-            self.answer.append(said)
+            self.answer.append("" + said)
             texts |= ANSWER
         if not tokens and not texts:
             return  # the role event

@@ -12,6 +12,7 @@ from asu.errors import AsuError
 from asu.specs import Batch, Closed, Gamma, Load, Trace
 
 SPIN_S = 0.001  # asyncio's timers are whole milliseconds: the last one before a due time is waited out turn by turn
+CONSTANT_CV = 1e-6  # gaps that vary less are constant: their shape 1/cv² would leave the range of floats
 
 Send = Callable[[int, float, int], Awaitable[None]]
 
@@ -28,7 +29,7 @@ def due_times(load: Load, n: int, seed: int) -> np.ndarray | None:
     The realised rate is what the draw gives, never rescaled to the nominal one.
     """
     match load:
-        case Gamma(rate=rate, cv=0):
+        case Gamma(rate=rate, cv=cv) if cv < CONSTANT_CV:
             return np.arange(1, n + 1) / rate
         case Gamma(rate=rate, cv=cv):
             gaps = np.random.default_rng(seed).gamma(shape=cv**-2, scale=cv**2 / rate, size=n)
