@@ -293,21 +293,32 @@ def read(folder: Path) -> Run:
         raise AsuError(f"{folder} does not belong to the spec it holds", _redo(folder))
     frames = {}
     for name in PARQUET:
-        path = folder / f"{name}.parquet"
-        try:
-            data = path.read_bytes()
-            if hashlib.sha256(data).hexdigest() != done["files"].get(path.name):
-                raise AsuError(f"{path} is not the file that was written: cut short or changed", _redo(folder))
-            table = pq.read_table(pa.BufferReader(data))
-        except (OSError, pa.ArrowInvalid, KeyError) as error:
-            raise AsuError(f"{path} cannot be read ({error})", _redo(folder)) from error
-        if table.schema.names != _schema(name).names:
-            raise AsuError(f"{path} has the columns {table.schema.names}, not {_schema(name).names}", _redo(folder))
-        frames[name] = _loaded(table)
+        file = f"{name}.parquet"
+        frames[name] = _loaded(_table(folder / file, _verified(folder, file, done), _schema(name)))
     if len(frames["requests"]) != done["requests"] or not frames["requests"].request_id.is_unique:
         raise AsuError(f"{folder} does not hold the {done['requests']} requests that were made", _redo(folder))
-    env = json.loads((folder / "env.json").read_text())
-    return Run(spec=spec, env=env, **frames)
+    return Run(spec=spec, env=json.loads(_verified(folder, "env.json", done)), **frames)
+
+
+def _verified(folder: Path, name: str, done: dict) -> bytes:
+    """A file's bytes, if they are those the run was finished with."""
+    try:
+        data = (folder / name).read_bytes()
+    except OSError as error:
+        raise AsuError(f"{folder / name} cannot be read ({error.strerror})", _redo(folder)) from error
+    if hashlib.sha256(data).hexdigest() != done["files"].get(name):
+        raise AsuError(f"{folder / name} is not the file that was written: cut short or changed", _redo(folder))
+    return data
+
+
+def _table(path: Path, data: bytes, schema: pa.Schema) -> pa.Table:
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+    except pa.ArrowInvalid as error:
+        raise AsuError(f"{path} cannot be read ({error})", _redo(path.parent)) from error
+    if table.schema.names != schema.names:
+        raise AsuError(f"{path} has the columns {table.schema.names}, not {schema.names}", _redo(path.parent))
+    return table
 
 
 def _schema(name: str) -> pa.Schema:
@@ -572,7 +583,8 @@ def _finish(spec: RunSpec, server, folder: Path, inputs: dict, wanted: list[Requ
         write(folder / "server.log", log.replace(server.key, "***").encode() if server.key else log.encode())
         frame = tables["requests"].to_pandas()
         write(folder / "env.json", _pretty(_env(inputs, records, frame)))
-        files = {f"{name}.parquet": _file_digest(folder / f"{name}.parquet") for name in PARQUET}
+        kept = [*(f"{name}.parquet" for name in PARQUET), "env.json"]
+        files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in kept}
         summary = {"requests": len(frame), "output_tokens": int(frame.output_tokens.sum()),
                    "seconds": float(np.nanmax(frame.end_s) - np.nanmin(frame.due_s)), "files": files}
         if len(frame) != len(wanted):
