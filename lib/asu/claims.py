@@ -660,7 +660,7 @@ def batch_texts_changed(batches: pd.DataFrame, **options) -> Estimate:
 
 @dataclass(frozen=True)
 class Range:
-    """Where a number must lie for a claim to hold: lo < number < hi."""
+    """Where a number must lie for a claim to hold: lo < number < hi; bounds on both sides are symmetric about 0."""
 
     lo: float = -np.inf
     hi: float = np.inf
@@ -669,6 +669,16 @@ class Range:
         if np.isinf(self.hi):
             return f"above {self.lo:g}"
         return f"below {self.hi:g}" if np.isinf(self.lo) else f"between {self.lo:g} and {self.hi:g}"
+
+    @property
+    def threshold(self) -> float:
+        """The bound that decides; the upper one of two."""
+        return self.lo if np.isinf(self.hi) else self.hi
+
+    @property
+    def direction(self) -> str:
+        """Where the claim holds: ">" or "<" the threshold, or "within" ± the threshold."""
+        return ">" if np.isinf(self.hi) else ("<" if np.isinf(self.lo) else "within")
 
     def verdict(self, measured: Estimate) -> tuple[str, str]:
         """(verdict, reason): supported or not only where the whole interval says so."""
@@ -761,8 +771,10 @@ CLAIMS = _claims()
 def decide(numbers: Mapping[str, Estimate | Mapping | float]) -> pd.DataFrame:
     """One row per claim with its verdict from the recorded numbers; a number that is missing leaves it undecided.
 
-    Columns: claim, statement, paper, paper_value, measured (with interval, as text), value, lo, hi, unit,
-    ratio_to_paper, verdict ("supported", "not supported", "undecided"), reason, notebook.
+    Columns: claim, statement, paper (its numbers, as text), paper_value, measured (with interval, as text), value, lo,
+    hi, unit, threshold, direction (">", "<", "within" ± threshold), compared (the number set beside paper_value, as
+    text), ratio_to_paper (compared / paper_value), verdict ("supported", "not supported", "undecided"), reason,
+    notebook.
     """
     rows = []
     for claim in CLAIMS:
@@ -771,10 +783,11 @@ def decide(numbers: Mapping[str, Estimate | Mapping | float]) -> pd.DataFrame:
         verdict, reason = claim.holds.verdict(measured)
         if not recorded:
             reason = f"{claim.number} has not been recorded; run notebook {claim.notebook}"
-        beside = Estimate.of(numbers.get(claim.compared or claim.number)).value
+        compared = Estimate.of(numbers.get(claim.compared or claim.number))
         rows.append({
             "claim": claim.id, "statement": claim.statement, "paper": claim.paper, "paper_value": claim.paper_value,
             "measured": str(measured), "value": measured.value, "lo": measured.lo, "hi": measured.hi,
-            "unit": NUMBERS[claim.number].unit, "ratio_to_paper": beside / claim.paper_value,
+            "unit": NUMBERS[claim.number].unit, "threshold": claim.holds.threshold, "direction": claim.holds.direction,
+            "compared": str(compared), "ratio_to_paper": compared.value / claim.paper_value,
             "verdict": verdict, "reason": reason, "notebook": claim.notebook})
     return pd.DataFrame(rows)
