@@ -1,4 +1,4 @@
-"""Fixtures of general use: toys instead of engines, weights and problem sets; a store; a server."""
+"""Fixtures of general use: toys instead of engines, weights and problem sets; a store; a running fake server."""
 
 import pytest
 import toys as playthings
@@ -9,7 +9,6 @@ from asu import runs, tasks
 def toys(monkeypatch):
     """Let runs and studies use the toy task and fixed inputs."""
     monkeypatch.setattr(tasks, "get", lambda name: playthings.ToyTask())
-    monkeypatch.setattr(tasks, "outcome", playthings.outcome)
     monkeypatch.setattr(runs, "inputs", lambda spec: playthings.INPUTS)
 
 
@@ -19,6 +18,6 @@ def store(tmp_path):
 
 
 @pytest.fixture
-def stub(tmp_path):
-    with playthings.StubServer(log_path=tmp_path / "stub.log") as server:
-        yield server
+def server(tmp_path):
+    with playthings.server(tmp_path / "server.log") as running:
+        yield running

@@ -1,5 +1,6 @@
 """Runs: whole folders or none, resumed at the next request, and every fault with its remedy."""
 
+import errno
 import hashlib
 import json
 import os
@@ -7,17 +8,17 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from asu import journal, paths, runs, specs
+import toys as playthings
+from asu import journal, paths, runs, specs, tasks
 from asu.errors import AsuError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from toys import INPUTS, StubServer, make_spec
+from toys import ANSWER, INPUTS, THINKING, ToyTask, make_spec
 
 
 def run_until(process, condition, seconds=30):
@@ -28,16 +29,16 @@ def run_until(process, condition, seconds=30):
         time.sleep(0.01)
 
 
-def in_another_process(stub, store, **changes):
-    """Make the run in a child process, against the stub of this one."""
+def in_another_process(server, store, **changes):
+    """Make the run in a child process, against the server of this one."""
     code = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import toys
 from asu import runs, tasks
-tasks.get, tasks.outcome = lambda name: toys.ToyTask(), toys.outcome
-server = toys.StubServer(log_path={str(stub.log_path)!r})
-server.base_url = {stub.base_url!r}
+tasks.get = lambda name: toys.ToyTask()
+server = toys.server({str(server.log_path)!r})
+server.fake.base_url = {server.base_url!r}
 try:
     runs.execute(toys.make_spec(**{changes!r}), server, runs.Store({str(store.root)!r}), toys.INPUTS)
 except KeyboardInterrupt as stop:
@@ -54,25 +55,25 @@ def finished(folder):
     return [record["row"]["request_id"] for record in records if record["kind"] == "request"]
 
 
-def test_a_complete_run_reads_back(toys, store, stub):
+def test_a_complete_run_reads_back(toys, store, server):
     spec = make_spec(repeats=2)
-    folder = runs.execute(spec, stub, store, INPUTS)
+    folder = runs.execute(spec, server, store, INPUTS)
     run = runs.read(folder)
     assert run.spec == spec and store.find(spec, INPUTS) == folder and store.find(spec) == folder
     assert list(run.requests.request_id) == [f"p{i}#{k}" for k in range(2) for i in range(8)]
     assert list(run.requests.columns) == runs.REQUESTS.names
     assert (run.requests.outcome == "correct").all() and run.requests.error.isna().all()
-    assert (run.requests.thinking_tokens == 3).all() and (run.requests.answer_tokens == 1).all()
+    assert (run.requests.thinking_tokens == THINKING).all() and (run.requests.answer_tokens == ANSWER).all()
     assert (run.requests.event_tokens == run.requests.output_tokens).all()
     assert list(run.requests.seed[:8]) == [spec.request_seed(f"p{i}", 0) for i in range(8)]
     times = run.requests[["due_s", "sent_s", "first_s", "visible_s", "last_s", "end_s"]].to_numpy()
     assert (np.diff(times, axis=1) >= 0).all() and (times >= 0).all()
     assert list(run.events.columns) == ["request_id", "session", "t_s", "thinking_tokens", "answer_tokens"]
-    assert len(run.events) == 16 * 4
+    assert len(run.events) == 16 * (THINKING + ANSWER)
     firsts = run.events.groupby("request_id").t_s.min().loc[run.requests.request_id].to_numpy()
     assert np.abs(firsts - run.requests.first_s).max() <= 0.5e-4 + 1e-12
-    assert list(run.engine.columns) == ["session", "t_s", *runs.ENGINE] and run.engine.kv_use.eq(0.5).all()
-    assert run.engine.preemptions.isna().all(), "a gauge the engine does not export is missing, not zero"
+    assert list(run.engine.columns) == ["session", "t_s", *runs.ENGINE] and run.engine.kv_use.between(0, 1).all()
+    assert run.engine.spec_drafted.isna().all(), "a gauge the engine does not export is missing, not zero"
     assert list(run.host.columns) == ["session", "t_s", *runs.HOST]
     assert run.env["gap_tokens"] == 0 and run.env["failed"] == 0 and run.env["inputs"] == INPUTS
     assert len(run.env["sessions"]) == 1 and set(run.env["sessions"][0]["loop_lag_ms"]) == {"p50", "p99", "p100"}
@@ -81,20 +82,20 @@ def test_a_complete_run_reads_back(toys, store, stub):
     assert b"secret-key" not in b"".join(file.read_bytes() for file in folder.iterdir())
 
 
-def test_a_complete_run_is_not_made_again(toys, store, stub):
-    runs.execute(make_spec(), stub, store, INPUTS)
-    runs.execute(make_spec(), stub, store, INPUTS)
-    assert len(stub.prompts) == 8
+def test_a_complete_run_is_not_made_again(toys, store, server):
+    runs.execute(make_spec(), server, store, INPUTS)
+    runs.execute(make_spec(), server, store, INPUTS)
+    assert len(server.fake.requests) == 8
 
 
 @pytest.mark.parametrize("load", [
     {"kind": "batch", "size": 3}, {"kind": "closed", "concurrency": 2}, {"kind": "gamma", "rate": 200.0, "cv": 1.0}])
-def test_every_load_completes_and_resumes(toys, store, stub, load):
+def test_every_load_completes_and_resumes(toys, store, server, load):
     spec = make_spec(load=load)
-    folder = runs.execute(spec, stub, store, INPUTS)
+    folder = runs.execute(spec, server, store, INPUTS)
     whole = runs.read(folder).requests
-    keep_first(folder, spec, store, stub, load, count=5)
-    resumed = runs.read(runs.execute(spec, stub, store, INPUTS)).requests
+    keep_first(folder, spec, store, server, load, count=5)
+    resumed = runs.read(runs.execute(spec, server, store, INPUTS)).requests
     assert list(resumed.session) == [0] * 5 + [1] * 3 and list(resumed.request_id) == list(whole.request_id)
     assert list(resumed.batch) == list(whole.batch)
     assert resumed.due_s[5:].min() >= whole.end_s[:5].max() - 1e-9, "a new session follows on from the old one"
@@ -103,8 +104,8 @@ def test_every_load_completes_and_resumes(toys, store, stub, load):
         assert np.allclose(gaps, np.diff(whole.due_s[5:])), "the arrival pattern goes on where it stopped"
 
 
-def keep_first(folder, spec, store, stub, load, count):
-    """Turn a complete folder back into one killed after its first `count` requests, and clear the stub's count."""
+def keep_first(folder, spec, store, server, load, count):
+    """Turn a complete folder back into one killed after its first `count` requests, and clear the server's count."""
     run = runs.read(folder)
     rows = run.requests.to_dict("records")[:count]
     shutil.rmtree(folder)
@@ -116,7 +117,7 @@ def keep_first(folder, spec, store, stub, load, count):
         row = {name: None if value != value else value for name, value in row.items()}
         log.append({"kind": "request", "row": row, "events": []})
     log.close()
-    stub.prompts.clear()
+    server.fake.requests.clear()
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -160,27 +161,27 @@ def test_a_folder_name_is_one_path_component():
     assert runs.Store("/nowhere").folder(spec, {}).parent == Path("/nowhere")
 
 
-def test_a_killed_run_sends_only_what_is_missing(toys, store, stub):
-    stub.delay_s = 0.05
+def test_a_killed_run_sends_only_what_is_missing(toys, store, server):
+    server.fake.ttft_s = 0.05
     spec = make_spec(problems=24)
     folder = store.folder(spec, INPUTS)
-    with in_another_process(stub, store, problems=24) as process:
+    with in_another_process(server, store, problems=24) as process:
         run_until(process, lambda: len(finished(folder)) >= 6)
         process.kill()
     kept = finished(folder)
     assert 6 <= len(kept) < 24 and not (folder / "DONE").exists() and store.find(spec, INPUTS) is None
-    time.sleep(0.2)  # what the dead client left running at the stub ends
-    stub.prompts.clear()
-    requests = runs.read(runs.execute(spec, stub, store, INPUTS)).requests
-    assert len(stub.prompts) == 24 - len(kept)
+    time.sleep(0.2)  # what the dead client left running at the server ends
+    server.fake.requests.clear()
+    requests = runs.read(runs.execute(spec, server, store, INPUTS)).requests
+    assert len(server.fake.requests) == 24 - len(kept)
     assert set(requests.request_id[requests.session == 0]) == set(kept)
     assert requests.request_id.is_unique and len(requests) == 24
 
 
-def test_ctrl_c_keeps_the_journal_and_says_how_to_go_on(toys, store, stub):
-    stub.delay_s = 0.05
+def test_ctrl_c_keeps_the_journal_and_says_how_to_go_on(toys, store, server):
+    server.fake.ttft_s = 0.05
     folder = store.folder(make_spec(problems=100), INPUTS)
-    with in_another_process(stub, store, problems=100) as process:
+    with in_another_process(server, store, problems=100) as process:
         run_until(process, lambda: len(finished(folder)) >= 4)
         process.send_signal(signal.SIGINT)
         message = process.stderr.read()
@@ -190,69 +191,64 @@ def test_ctrl_c_keeps_the_journal_and_says_how_to_go_on(toys, store, stub):
     assert 4 <= kept < 100 and not (folder / "DONE").exists()
 
 
-def test_two_processes_on_one_folder(toys, store, stub):
-    stub.delay_s = 0.1
+def test_two_processes_on_one_folder(toys, store, server):
+    server.fake.ttft_s = 0.1
     folder = store.folder(make_spec(problems=40), INPUTS)
-    with in_another_process(stub, store, problems=40) as process:
+    with in_another_process(server, store, problems=40) as process:
         run_until(process, lambda: len(finished(folder)) >= 1)
         with pytest.raises(AsuError, match=f"process {process.pid}") as error:
-            runs.execute(make_spec(problems=40), stub, store, INPUTS)
+            runs.execute(make_spec(problems=40), server, store, INPUTS)
         assert "wait" in error.value.remedy
         process.kill()
-    stub.delay_s = 0.0
-    assert len(runs.read(runs.execute(make_spec(problems=40), stub, store, INPUTS)).requests) == 40
+    server.fake.ttft_s = 0.0
+    assert len(runs.read(runs.execute(make_spec(problems=40), server, store, INPUTS)).requests) == 40
 
 
 def test_a_dying_engine_aborts_and_its_victims_are_sent_again(toys, store, tmp_path):
     spec, folder = make_spec(), store.folder(make_spec(), INPUTS)
-    with StubServer(log_path=tmp_path / "a.log", dies_after=5) as dying, pytest.raises(AsuError, match="boom"):
+    with playthings.server(tmp_path / "a.log", die_after=5) as dying, pytest.raises(AsuError, match="died"):
         runs.execute(spec, dying, store, INPUTS)
     kept = finished(folder)
     assert len(kept) <= 5 and not (folder / "DONE").exists()
-    with StubServer(log_path=tmp_path / "b.log") as alive:
+    with playthings.server(tmp_path / "b.log") as alive:
         requests = runs.read(runs.execute(spec, alive, store, INPUTS)).requests
-        assert len(alive.prompts) == 8 - len(kept)
+        assert len(alive.fake.requests) == 8 - len(kept)
     assert requests.error.isna().all(), "no request of the dead engine counts as a result"
 
 
-def test_an_engine_that_answers_503_is_dead(toys, store, stub):
-    stub.status = 503
+def test_an_engine_that_answers_503_is_dead(toys, store, server):
+    server.fake.fault = "http 503"
     with pytest.raises(AsuError, match="503") as error:
-        runs.execute(make_spec(), stub, store, INPUTS)
+        runs.execute(make_spec(), server, store, INPUTS)
     assert "already finished are kept" in error.value.remedy
 
 
-def test_a_refused_connection_means_a_dead_engine(toys, store, stub):
-    stub.base_url = "http://127.0.0.1:9"
+def test_a_refused_connection_means_a_dead_engine(toys, store, server):
+    server.fake.base_url = "http://127.0.0.1:9"
     with pytest.raises(AsuError):
-        runs.execute(make_spec(), stub, store, INPUTS)
+        runs.execute(make_spec(), server, store, INPUTS)
     assert finished(store.folder(make_spec(), INPUTS)) == []
 
 
-def test_all_requests_failing_is_no_run(toys, store, stub):
-    stub.status = 400
+def test_all_requests_failing_is_no_run(toys, store, server):
+    server.fake.fault = "http 400"
     with pytest.raises(AsuError, match="all 8 requests .* failed, the first with: http 400"):
-        runs.execute(make_spec(), stub, store, INPUTS)
-    stub.status = 200
-    assert runs.read(runs.execute(make_spec(), stub, store, INPUTS)).requests.error.isna().all()
+        runs.execute(make_spec(), server, store, INPUTS)
+    server.fake.fault = None
+    assert runs.read(runs.execute(make_spec(), server, store, INPUTS)).requests.error.isna().all()
 
 
-def test_some_requests_failing_are_counted(toys, store, stub, monkeypatch):
-    answer = stub._answer
-
-    def sometimes(http):
-        stub.status = 400 if len(stub.prompts) % 4 == 3 else 200
-        answer(http)
-
-    monkeypatch.setattr(stub, "_answer", sometimes)
-    run = runs.read(runs.execute(make_spec(load={"kind": "closed", "concurrency": 1}), stub, store, INPUTS))
+@pytest.mark.parametrize(("fault", "kind"), [("http 400", "http 400"), ("cut", "cut"), ("malformed", "malformed")])
+def test_some_requests_failing_are_counted(toys, store, server, fault, kind):
+    server.fake.fault = lambda index: fault if index % 4 == 3 else None
+    run = runs.read(runs.execute(make_spec(load={"kind": "closed", "concurrency": 1}), server, store, INPUTS))
     assert run.env["failed"] == 2 and (run.requests.outcome == "failed").sum() == 2
-    assert run.requests.error.dropna().str.startswith("http 400").all()
+    assert run.requests.error.dropna().str.startswith(kind).all()
 
 
 @pytest.fixture
-def complete(toys, store, stub):
-    return runs.execute(make_spec(), stub, store, INPUTS)
+def complete(toys, store, server):
+    return runs.execute(make_spec(), server, store, INPUTS)
 
 
 @pytest.mark.parametrize("name", [f"{name}.parquet" for name in runs.PARQUET] + ["spec.json", "DONE", "env.json"])
@@ -296,46 +292,46 @@ def small_disk(tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
-def test_a_full_disk_stops_the_run_and_keeps_what_was_whole(toys, stub, small_disk, tmp_path):
-    stub.thinking = 300
-    spec, store = make_spec(problems=60), runs.Store(small_disk)
+def test_a_full_disk_stops_the_run_and_keeps_what_was_whole(toys, server, small_disk, tmp_path):
+    server.fake.script = lambda prompt: ("hm " * 400, "x")
+    spec, store = make_spec(problems=60, sampling={"budget": 1024}), runs.Store(small_disk)
     with pytest.raises(AsuError, match="is full: the run needs about [0-9,]+ bytes more") as error:
-        runs.execute(spec, stub, store, INPUTS)
+        runs.execute(spec, server, store, INPUTS)
     folder = store.folder(spec, INPUTS)
     assert str(folder) in error.value.problem and not (folder / "DONE").exists()
     kept = finished(folder)
     assert 0 < len(kept) < 60
     subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
-    stub.prompts.clear()
-    assert len(runs.read(runs.execute(spec, stub, store, INPUTS)).requests) == 60
-    assert len(stub.prompts) == 60 - len(kept)
+    server.fake.requests.clear()
+    assert len(runs.read(runs.execute(spec, server, store, INPUTS)).requests) == 60
+    assert len(server.fake.requests) == 60 - len(kept)
 
 
-def test_a_full_disk_while_finishing_keeps_the_journal(toys, store, stub, monkeypatch):
+def test_a_full_disk_while_finishing_keeps_the_journal(toys, store, server, monkeypatch):
     def full(path, data):
-        raise OSError(journal.errno.ENOSPC, "No space left on device")
+        if path.name == "events.parquet":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        journal.write(path, data)
 
-    monkeypatch.setattr(runs, "write", lambda path, data: full(path, data) if path.name == "events.parquet"
-                        else journal.write(path, data))
-    with pytest.raises(AsuError, match="is full"):
-        runs.execute(make_spec(), stub, store, INPUTS)
-    monkeypatch.undo()
-
-
-def test_resuming_with_nothing_left_to_send_only_finishes(toys, store, stub, monkeypatch):
-    monkeypatch.setattr(runs, "_finish", lambda *_: sys.exit("killed"))
-    with pytest.raises(SystemExit):
-        runs.execute(make_spec(), stub, store, INPUTS)
-    monkeypatch.undo()
-    monkeypatch.setattr(runs.tasks, "get", lambda name: __import__("toys").ToyTask())
-    monkeypatch.setattr(runs.tasks, "outcome", __import__("toys").outcome)
-    assert len(runs.read(runs.execute(make_spec(), stub, store, INPUTS)).requests) == 8
-    assert len(stub.prompts) == 8
+    with monkeypatch.context() as patch, pytest.raises(AsuError, match="is full"):
+        patch.setattr(runs, "write", full)
+        runs.execute(make_spec(), server, store, INPUTS)
+    assert store.find(make_spec()) is None
+    assert len(runs.read(runs.execute(make_spec(), server, store, INPUTS)).requests) == 8
+    assert len(server.fake.requests) == 8
 
 
-def test_a_run_inside_a_running_loop(toys, store, stub):
+def test_resuming_with_nothing_left_to_send_only_finishes(toys, store, server, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(runs, "_finish", lambda *_: sys.exit("killed"))
+        runs.execute(make_spec(), server, store, INPUTS)
+    assert len(runs.read(runs.execute(make_spec(), server, store, INPUTS)).requests) == 8
+    assert len(server.fake.requests) == 8
+
+
+def test_a_run_inside_a_running_loop(toys, store, server):
     async def notebook_cell():
-        return runs.execute(make_spec(), stub, store, INPUTS)
+        return runs.execute(make_spec(), server, store, INPUTS)
 
     assert len(runs.read(runs.asyncio.run(notebook_cell())).requests) == 8
 
@@ -346,13 +342,13 @@ def recorded(tmp_path, monkeypatch):
     (tmp_path / "toy.csv").write_text("problem_id,repeat,prompt_tokens,output_tokens\na,0,12,40\nb,0,30,900\n")
 
 
-def test_replay_asks_for_the_recorded_lengths(toys, recorded, store, stub):
+def test_replay_asks_for_the_recorded_lengths(toys, recorded, store, server):
     spec = make_spec(lengths="toy", problems=None, options={"random_weights": True})
     wanted = runs.requests(spec)
     assert [(r.id, r.max_tokens, len(r.problem.prompt.split())) for r in wanted] == [("a#0", 40, 12), ("b#0", 64, 30)]
     call = runs._call(spec, wanted[0])
     assert call.ignore_eos and call.min_tokens == call.max_tokens == 40
-    requests = runs.read(runs.execute(spec, stub, store, INPUTS)).requests
+    requests = runs.read(runs.execute(spec, server, store, INPUTS)).requests
     assert requests.outcome.isna().all() and requests.extracted.isna().all(), "random weights have no accuracy"
 
 
@@ -364,12 +360,10 @@ def test_lengths_that_are_missing(recorded):
 
 
 def test_empty_problems_and_prompts_are_refused(toys, monkeypatch):
-    task = runs.tasks.get("toy")
-    monkeypatch.setattr(task, "problems", lambda limit: [], raising=False)
-    monkeypatch.setattr(runs.tasks, "get", lambda name: task)
+    monkeypatch.setattr(ToyTask, "problems", lambda self, limit: [])
     with pytest.raises(AsuError, match="no problems"):
         runs.requests(make_spec())
-    monkeypatch.setattr(task, "problems", lambda limit: [runs.tasks.Problem("e", " \n", "1", 1, 1.0, "toy")])
+    monkeypatch.setattr(ToyTask, "problems", lambda self, limit: [tasks.Problem("e", " \n", "1", 1, 1.0, "toy")])
     with pytest.raises(AsuError, match="problem e of toy has an empty prompt"):
         runs.requests(make_spec())
 
@@ -397,4 +391,4 @@ def test_weights_digest_follows_every_byte(tmp_path, monkeypatch):
 
 def test_the_machine_names_its_processor():
     assert runs.machine()["cores"] == len(os.sched_getaffinity(0)) and runs.machine()["cpu"]
-    assert specs.canonical(runs.machine()) and threading.active_count() >= 1
+    assert specs.canonical(runs.machine())
