@@ -5,6 +5,7 @@ fake.requests holds the bodies it was sent. `with FakeServer(...) as server:` is
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import threading
@@ -69,7 +70,8 @@ class FakeEngine:
 
     def stop(self) -> None:
         """Be gone at once, connections and all."""
-        self._loop.call_soon_threadsafe(self._stop.set)
+        with contextlib.suppress(RuntimeError):  # its loop has ended before
+            self._loop.call_soon_threadsafe(self._stop.set)
 
     async def _serve(self, ready: threading.Event) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
@@ -138,8 +140,8 @@ class FakeEngine:
         await response.prepare(request)
         events = self.events(body)
         for n, (count, event) in enumerate(events):
-            if count:
-                await _until(began + self.ttft_s + max(len(written), 0) * self.gap_s)
+            if event["choices"] and "role" not in event["choices"][0]["delta"]:
+                await _until(began + self.ttft_s + len(written) * self.gap_s)
             if fault and n == self.fault_at:
                 data = {"cut": b'data: {"choices": [{"del', "malformed": b'data: {"choices": [}\n\n',
                         "error": b'data: {"error": {"message": "engine core died", "code": 500}}\n\n'}.get(fault)

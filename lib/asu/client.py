@@ -108,9 +108,10 @@ def attribute(marks: list[Mark], reasoning_tokens: int | None) -> list[tuple[int
     """(thinking, answer) tokens of each event; the marks <think> and </think> count as thinking.
 
     With the end-of-think id seen, exact: thinking up to and including it. Without, by the text fields: all before the
-    first answer text is thinking if any of it was, all after it is answer. The event of that first answer text may
-    hold thinking too, unless an event without text (the withheld mark) came just before; then its share is what
-    `reasoning_tokens` of the usage leaves over plus the mark, or all but one token if the engine does not say.
+    first answer text is thinking if any of it was, all after it is answer. The event of that first answer text, if it
+    has several tokens, may hold thinking too, unless an event without text (the mark) came just before. Then its share
+    is what the usage's `reasoning_tokens` leave over, and the mark; where the engine does not say, all but one token
+    if the event brought thinking text as well, else one, the mark.
     """
     ended = next((i for i, mark in enumerate(marks) if mark.split), None)
     visible = next((i for i, mark in enumerate(marks) if mark.texts & ANSWER), len(marks))
@@ -121,12 +122,13 @@ def attribute(marks: list[Mark], reasoning_tokens: int | None) -> list[tuple[int
     elif visible == len(marks):
         turn, share = visible, 0
     else:
-        mark, before = marks[visible], sum(mark.tokens for mark in marks[:visible])
-        withheld = visible > 0 and not marks[visible - 1].texts and marks[visible - 1].tokens
+        mark, last = marks[visible], marks[visible - 1] if visible else Mark(0.0, 0, 0)
+        both = bool(mark.texts & REASONING or last.texts and not last.tokens)  # LMDeploy counts on the last of several
         turn, share = visible, 0
-        if mark.tokens > 1 and (mark.texts & REASONING or not withheld):
-            wanted = reasoning_tokens + 1 - before if reasoning_tokens else mark.tokens - 1
-            share = min(max(wanted, 1), mark.tokens - 1)
+        if mark.tokens > 1 and (both or last.texts):
+            before = sum(mark.tokens for mark in marks[:visible])
+            wanted = reasoning_tokens + 1 - before if reasoning_tokens else mark.tokens - 1 if both else 1
+            share = min(max(wanted, int(both)), mark.tokens - 1)
     split = [(mark.tokens, 0) if i < turn else (0, mark.tokens) for i, mark in enumerate(marks)]
     if 0 <= turn < len(marks):
         split[turn] = (share, marks[turn].tokens - share)
