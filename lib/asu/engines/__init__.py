@@ -11,5 +11,6 @@ ENGINES: dict[str, Engine] = {engine.name: engine for engine in (VLLM(), LMDeplo
 def get(name: str) -> Engine:
     """The engine called `name`, or an error that lists the names there are."""
     if name not in ENGINES:
-        raise AsuError(f"unknown engine {name!r}", f"use one of: {', '.join(ENGINES)}; new engines go in lib/asu/engines")
+        raise AsuError(f"unknown engine {name!r}",
+                       f"use one of: {', '.join(ENGINES)}; new engines go in lib/asu/engines")
     return ENGINES[name]

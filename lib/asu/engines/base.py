@@ -123,7 +123,8 @@ def _installed(python: str, packages: tuple[str, ...]) -> tuple[str, str] | None
              "    try: print(p, m.version(p)); break\n" \
              "    except m.PackageNotFoundError: pass\n"
     try:
-        result = subprocess.run([python, "-c", script, *packages], capture_output=True, text=True, timeout=60, check=True)
+        result = subprocess.run([python, "-c", script, *packages], capture_output=True, text=True, timeout=60,
+                                check=True)
     except (OSError, subprocess.SubprocessError) as error:
         raise AsuError(f"{python} does not run: {error}", "repair or remove that environment") from error
     words = result.stdout.split()

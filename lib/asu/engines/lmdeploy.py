@@ -48,7 +48,7 @@ class LMDeploy(base.Engine):
         quantised = Path(source).is_dir() and "quantization_config" in base.config(source)
         if Path(source).is_dir() and quantised != (options.weights != "bf16"):
             raise AsuError(f"{model.name}: the weights in {source} are {'' if quantised else 'not '}quantised, "
-                           f"options.weights says {options.weights}", "give the folder whose checkpoint has that format")
+                           f"options.weights says {options.weights}", "give the folder with that format")
         if options.kv_cache not in KV_CACHE:
             raise base.refuse("LMDeploy", "kv_cache", options.kv_cache, KV_CACHE)
         if options.speculation is not None:

@@ -85,7 +85,8 @@ class Launcher:
 class Server:
     """`with Server(engine, model, options, log_path=...) as server:` serves `model` on 127.0.0.1 with a random key.
 
-    Afterwards base_url, key, served_name, pid, kv_pool_tokens (None where the engine does not tell) and start_s are set.
+    Inside the block base_url, key, served_name, pid, start_s and kv_pool_tokens (None where the engine does not tell)
+    are set.
     `source` overrides where the weights are (a folder or hub id), `port` the free port chosen otherwise.
     """
 
@@ -197,8 +198,9 @@ class Server:
         if code is None:
             return
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        remedy = "out of memory is the usual cause: lower kv_pool_tokens, context or max_requests" \
-            if code == -signal.SIGKILL else "correct the cause in its log above, then run again: finished requests are kept"
+        remedy = "correct the cause in its log above, then run again: finished requests are kept"
+        if code == -signal.SIGKILL:
+            remedy = "out of memory is the usual cause: lower kv_pool_tokens, context or max_requests"
         raise self._error(f"{what} ({how})", remedy)
 
     def _request(self, method: str, path: str) -> str:

@@ -7,8 +7,10 @@ made before the fork, and Intel's runtime reads them anew in each fork.
 
 import multiprocessing
 import os
+import re
 import sys
 
+CORES = os.sched_getaffinity(0)
 MODULES = (
     "vllm.entrypoints.launchers.api_server.entry", "vllm.entrypoints.openai.api_server", "vllm.v1.engine.async_llm",
     "vllm.v1.engine.core", "vllm.v1.engine.coordinator", "vllm.v1.executor.multiproc_executor",
@@ -33,6 +35,8 @@ def serve(argv: list[str]) -> None:
     from vllm.entrypoints.launchers.api_server import entry
 
     _fork_everywhere()
+    _bind()
+    os.register_at_fork(after_in_child=_bind)
     sys.argv = argv[2:]
     entry.main()
 
@@ -50,3 +54,12 @@ def _fork_everywhere() -> None:
         # By __dict__: getattr would import what a lazy module has not yet.
         if module.__dict__.get("get_mp_context") is chosen:
             module.get_mp_context = forked
+
+
+def _bind() -> None:
+    """Cores of a forked process. Intel's OpenMP would tie every fork to the first core, and no longer binds threads.
+
+    vLLM names the worker's cores in KMP_AFFINITY while it starts the worker; all other processes may use any.
+    """
+    named = re.search(r"proclist=\[([\d,]+)\]", os.environ.get("KMP_AFFINITY", ""))
+    os.sched_setaffinity(0, [int(core) for core in named[1].split(",")] if named else CORES)
