@@ -17,4 +17,5 @@ def _read(row: dict, template: str, index: int) -> dict:
 
 SOURCE = Hub("tau/commonsense_qa", None, "validation", "94630fe30dad47192a8546eb75f094926d47e155",
              ("id", "question", "choices", "answerKey"))
-TASK = Task("commonsenseqa", "CommonsenseQA", "CommonsenseQA", "knowledge", SOURCE, CHOICE_TEMPLATE, 1, _read, judge_choice)
+TASK = Task("commonsenseqa", "CommonsenseQA", "CommonsenseQA", "knowledge", SOURCE, CHOICE_TEMPLATE, 1,
+            _read, judge_choice)

@@ -22,8 +22,8 @@ LIMITS = (-signal.SIGPROF, -signal.SIGKILL, -signal.SIGSEGV)
 class Comparer:
     """The child and the lock around it; started by the first question, and again after a question that ended it."""
 
-    def __init__(self, script: Path = SCRIPT):
-        self._script = script
+    def __init__(self, script: Path = SCRIPT, cpu_s: float = 5.0):
+        self._command = [sys.executable, str(script), str(cpu_s)]
         self._lock = threading.Lock()
         self._child = None
 
@@ -32,8 +32,8 @@ class Comparer:
         with self._lock:
             if self._child is None:
                 # A session of its own: Ctrl-C belongs to the parent. The child leaves when its input closes.
-                self._child = subprocess.Popen([sys.executable, str(self._script)], text=True, start_new_session=True,
-                                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                self._child = subprocess.Popen(self._command, text=True, start_new_session=True, stdin=subprocess.PIPE,
+                                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
             child = self._child
             try:
                 child.stdin.write(json.dumps([expected, answer]) + "\n")

@@ -38,9 +38,13 @@ _MATHS = re.compile(r"\s*(?:\$\$(.+?)\$\$|\$(?!\s)([^$\n]+?)(?<!\s)\$(?!\d)|\\\(
 _TO = r"(?:\s+(?:to|for|of)\s+(?:the|this|that)\s+[\w' -]{1,40}?)?"
 _FILLER = (r"(?:\s*[:=])?\s*(?:(?:therefore|thus|hence|then|so|simply|just|now|indeed|clearly|approximately|about|"
            r"equal to|given by|option|choice|letter)\b[\s,:]*)*")
-_MARK = rf"(?:####|\b{{nouns}}\b{_TO}\s*(?:\b(?:is|are|was|must be|should be|would be|will be)\b|[:=]|(?=\n))){_FILLER}"
-_ANSWER = re.compile(_MARK.replace("{nouns}", "answer"), re.IGNORECASE)
-_CHOICE = re.compile(_MARK.replace("{nouns}", "(?:answer|option|choice)"), re.IGNORECASE)
+_HEADING = r"^[ \t]*(?:final |correct )?answer[ \t]*$"
+_MARK = rf"(?:####|{_HEADING}|\b{{nouns}}\b{_TO}\s*(?:\b(?:is|must be|should be|would be)\b|[:=])){_FILLER}"
+_ANSWER = re.compile(_MARK.replace("{nouns}", "answer"), re.IGNORECASE | re.MULTILINE)
+_CHOICE = re.compile(
+    _MARK.replace("{nouns}", "(?:answer(?: choice| option)?|(?:correct|right|best|final|my) (?:choice|option))"),
+    re.IGNORECASE | re.MULTILINE)
+_LIST = re.compile(r"(?:^[ \t]{0,8}(?:[-*][ \t]{0,4})?\(?[A-H][).:]\s[^\n]*\n*){2,}", re.MULTILINE)
 _NEGATION = re.compile(r"\s*(?:not|neither|never|n't)\b", re.IGNORECASE)
 
 
@@ -83,16 +87,20 @@ def same_value(expected: str, stated: str) -> bool:
 def integer(expected: str, text: str, last_number: bool = False) -> Grade:
     """Grade a text against a whole number; units and words after the number are allowed ("42 eggs")."""
     text = _plain(text)
-    stated = boxed(text) or _marked(text, _ANSWER, lambda span: span if re.search(r"\d", span) else None)
+    stated = content = boxed(text)
+    if stated is None:
+        stated = _marked(text, _ANSWER, _whole_number)
     if stated is None:
         lines = text.strip().splitlines()
-        if len(lines) == 1 and _leading_number(lines[0]) or lines and number(lines[-1]) is not None:
+        if lines and (number(lines[-1]) is not None or len(lines) == 1 and _leading_number(lines[0]) is not None):
             stated = lines[-1]
     if stated is None and last_number and (found := _PROSE_NUMBER.findall(text)):
         stated = found[-1]
     if stated is None:
         return UNPARSED
     value = _leading_number(stated)
+    if value is None and content:
+        value = _only_number(stated)
     correct = value == number(expected) if value is not None else same_value(expected, stated)
     return Grade(correct, _tidy(stated))
 
@@ -113,6 +121,7 @@ def choice(expected: str, text: str, options: dict[str, str]) -> Grade:
     text = _plain(text)
     content = boxed(text)
     stated = content and _letter(content, options)
+    text = _LIST.sub("", text)  # going through the options one a line states none of them
     if not stated:
         stated = _marked(text, _CHOICE, lambda span: _letter(span, options)) or _called_right(text)
     if not stated:
@@ -149,17 +158,29 @@ def _value(digits: str) -> Fraction | None:
     return Fraction(top) / Fraction(bottom or 1)
 
 
+def _words_as_text(span: str) -> str:
+    return re.sub(r"\s+", " ", _WRAPPED.sub(r" \1 ", _tidy(span))).rsplit("=", 1)[-1].strip()
+
+
 def _leading_number(span: str) -> Fraction | None:
-    """The number a short statement gives: "42 eggs per day", "$18", "16 - 7 = 9", "Janet has 42 eggs"."""
-    text = re.sub(r"\s+", " ", _WRAPPED.sub(r" \1 ", _tidy(span))).rsplit("=", 1)[-1].strip()
-    found = _PROSE_NUMBER.findall(text)
-    if re.search(r"\bnot\b", text) or (len(found) > 1 and re.search(r"\b(?:or|between)\b", text)):
-        return None
+    """The number a short statement begins with: "42 eggs per day", "$18", "16 - 7 = 9"; none in "42 or 43"."""
+    text = _words_as_text(span)
     match = re.match(rf"({_NUMBER}){_UNIT}(?=$|[,;:.)] |\s+[A-Za-z(]|°)", text)
-    if match:
-        return _value(match[1])
-    # A single number among words is what the words state; next to LaTeX or an operator it is part of an expression.
+    return _value(match[1]) if match and not re.match(r"\s*(?:or|and|to)\b", text[match.end():]) else None
+
+
+def _only_number(span: str) -> Fraction | None:
+    """The single number among words, "Janet has 42 eggs"; next to LaTeX or an operator it is part of an expression."""
+    text = _words_as_text(span)
+    found = _PROSE_NUMBER.findall(text)
     return _value(found[0]) if len(found) == 1 and re.fullmatch(r"[\w\s$€£%,.'’-]*", text) else None
+
+
+def _whole_number(span: str) -> str | None:
+    """`span` where it begins with a number or is an expression with one; None where it only speaks about the answer."""
+    expression = _expression(span)
+    stated = _leading_number(span) is not None or (expression and re.search(r"\d", expression))
+    return (expression or span) if stated else None
 
 
 def _expression(span: str) -> str | None:
@@ -201,7 +222,7 @@ def _letter(span: str, options: dict[str, str]) -> str | None:
     letter, rest = match[1].upper(), match[2]
     if re.match(r"[\])}]?\s*(?:or|and|/|,|&|vs\.?)\s*[\[(]?[A-Z]\b", rest):  # two letters are no verdict
         return None
-    delimited = re.match(r"$|[\])}.:,;*–—-]|(?:because|since|as|due|which|for|is correct)\b", rest)
+    delimited = re.match(r"$|[\])}.:,;*–—-]|(?:because|since|as|due|which|for)\b", rest)
     # A lower-case letter followed by words is an article ("a mixture") unless a bracket marks it.
     if match[1].islower() and not re.fullmatch(r"[.\s]*|[\])}.:].*", rest, re.DOTALL):
         return None
