@@ -2,7 +2,8 @@
 
 import pytest
 import toys as playthings
-from asu import runs, tasks
+from asu import engines, runs, tasks
+from fake_engine import FakeAdapter
 
 
 @pytest.fixture
@@ -10,6 +11,7 @@ def toys(monkeypatch):
     """Let runs and studies use the toy task and fixed inputs."""
     monkeypatch.setattr(tasks, "get", lambda name: playthings.ToyTask())
     monkeypatch.setattr(runs, "inputs", lambda spec: playthings.INPUTS)
+    monkeypatch.setattr(engines, "get", lambda name: FakeAdapter())
 
 
 @pytest.fixture

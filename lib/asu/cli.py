@@ -4,6 +4,7 @@ import functools
 import os
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import typer
@@ -43,26 +44,33 @@ def command(**settings) -> Callable:
     return register
 
 
-def _study(profile: str, notebooks: list[str] | None) -> Study:
-    """All runs of a profile, or those of some of its notebooks."""
-    chosen = notebooks or list(profiles.load(profile).notebooks)
-    return functools.reduce(Study.__add__, (profiles.study_of(name, profile) for name in chosen), Study.of([]))
+def _studies(profile: str, notebooks: list[str] | None) -> list[Study]:
+    """All runs of a profile, or of some of its notebooks, joined so that they share servers: one study per store."""
+    joined: dict[Path, Study] = {}
+    for name in notebooks or profiles.load(profile).notebooks:
+        study = profiles.study_of(name, profile)
+        joined[study.store.root] = joined[study.store.root] + study if study.store.root in joined else study
+    return list(joined.values())
 
 
 @command(epilog="Example: python -m asu plan --profile embedded -n 02_stragglers")
 def plan(profile: str = _PROFILE, notebook: list[str] = _NOTEBOOK):
     """Show the runs a profile needs, which are done, and how long the rest takes. Starts nothing."""
-    study = _study(profile, notebook)
+    for study in _studies(profile, notebook):
+        _print_plan(study)
+
+
+def _print_plan(study: Study) -> None:
     frame = study.plan()
-    table = Table(title=f"profile {profile}: {len(frame)} runs, records in {study.store.root}")
+    table = Table(title=f"{len(frame)} runs in {study.store.root}")
     for column in ("server", "run", "state", "estimate"):
         table.add_column(column, justify="right" if column == "estimate" else "left", overflow="fold")
     for row in frame.itertuples():
         state = "done" if row.done else f"blocked: {row.blocked}" if isinstance(row.blocked, str) else "to do"
         table.add_row(str(row.server), row.run, state, "" if row.done else clock_text(row.estimate_s))
     Console().print(table)
-    left = frame[~frame.done] if len(frame) else frame
-    if len(left):
+    if len(frame) and not frame.done.all():
+        left = frame[~frame.done]
         seconds = left.estimate_s.sum() + SERVER_START_S * left.server.nunique()
         typer.echo(f"{len(left)} runs to make on {left.server.nunique()} servers, about {clock_text(seconds)}.")
     else:
@@ -72,7 +80,8 @@ def plan(profile: str = _PROFILE, notebook: list[str] = _NOTEBOOK):
 @command(epilog="Example: python -m asu run -n 01_kv_cache_usage")
 def run(profile: str = _PROFILE, notebook: list[str] = _NOTEBOOK):
     """Make the runs that are missing, each server started once. Kill it at any time; the same command goes on."""
-    _study(profile, notebook).run()
+    for study in _studies(profile, notebook):
+        study.run()
 
 
 @command(epilog="Example: python -m asu report --profile embedded")
@@ -84,7 +93,8 @@ def report(profile: str = _PROFILE, notebook: list[str] = _NOTEBOOK):
 @command(epilog="Example: python -m asu reproduce")
 def reproduce(profile: str = _PROFILE):
     """Everything: missing runs of all notebooks grouped by server, then all notebooks, then the index."""
-    _study(profile, None).run()
+    for study in _studies(profile, None):
+        study.run()
     _report(profile, None)
 
 
@@ -106,7 +116,8 @@ def doctor(hub: bool = typer.Option(False, "--hub", help="Also try to reach the 
 
 def _findings(hub: bool):
     """(what, good, text) for everything runs and reports need."""
-    memory, disk = psutil.virtual_memory(), shutil.disk_usage(paths.OUTPUT)
+    folder = next(path for path in (paths.OUTPUT, *paths.OUTPUT.resolve().parents) if path.exists())
+    memory, disk = psutil.virtual_memory(), shutil.disk_usage(folder)
     cores = runs.machine()["cores"]
     yield "processor", True, f"{runs.machine()['cpu']}, {cores} cores"
     yield "memory", memory.available > 6e9, f"{memory.available / 1e9:.0f} GB free; 6 needed"

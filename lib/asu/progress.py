@@ -17,8 +17,8 @@ def clock_text(seconds: float) -> str:
 class Silent:
     """Progress nobody watches; also the interface: what a study and its runs report."""
 
-    def study_started(self, runs: int, estimates: list[float]) -> None:
-        """`runs` runs are to be made, in this order, of these estimated durations [s]."""
+    def study_started(self, runs: list[float], servers: list[float]) -> None:
+        """These runs are to be made, in this order, on so many servers: estimated durations and start times [s]."""
 
     def server_starting(self, name: str) -> None:
         """A server is being started."""
@@ -45,15 +45,17 @@ class Progress(Silent):
         self._every = LINE_EVERY_S["terminal" if self._terminal else "log"]
         self._lock = threading.Lock()
         self._estimates: list[float] = []
-        self._runs = self._run = self._requests = self._done = self._new = self._tokens = 0
+        self._starts: list[float] = []
+        self._run = self._requests = self._done = self._new = self._tokens = 0
         self._name, self._begin, self._printed, self._scale = "", time.monotonic(), 0.0, 1.0
 
-    def study_started(self, runs: int, estimates: list[float]) -> None:
-        self._runs, self._run, self._estimates, self._scale = runs, 0, list(estimates), 1.0
-        self._say(f"{runs} runs to make, about {clock_text(sum(estimates))}")
+    def study_started(self, runs: list[float], servers: list[float]) -> None:
+        self._run, self._estimates, self._starts, self._scale = 0, list(runs), list(servers), 1.0
+        self._say(f"{len(runs)} runs to make on {len(servers)} servers, about {clock_text(sum(runs) + sum(servers))}")
 
     def server_starting(self, name: str) -> None:
-        self._say(f"run {self._run + 1}/{self._runs}  starting {name}")
+        self._say(f"run {self._run + 1}/{len(self._estimates)}  starting {name}")
+        self._starts = self._starts[1:]
 
     def run_started(self, name: str, requests: int, done: int) -> None:
         with self._lock:
@@ -80,13 +82,13 @@ class Progress(Silent):
         self._say(self.text())
 
     def study_finished(self) -> None:
-        self._say(f"{self._runs} runs made")
+        self._say(f"{len(self._estimates)} runs made")
         if self._terminal:
             self._stream.write("\n")
 
     def left_s(self) -> float:
         """Time left [s]: this run's from its own rate once known, the later ones' from their corrected estimates."""
-        later = sum(self._estimates[self._run:]) * self._scale
+        later = sum(self._estimates[self._run:]) * self._scale + sum(self._starts)
         current = self._estimates[self._run - 1] if 0 < self._run <= len(self._estimates) else 0.0
         if self._new:
             rate = self._new / max(1e-9, time.monotonic() - self._begin)
@@ -96,8 +98,8 @@ class Progress(Silent):
     def text(self) -> str:
         """The state in one line."""
         rate = self._tokens / max(1e-9, time.monotonic() - self._begin)
-        return (f"run {self._run}/{max(self._run, self._runs)}  {self._name}  {self._done}/{self._requests} requests, "
-                f"{rate:,.0f} tok/s, {clock_text(self.left_s())} left")
+        return (f"run {self._run}/{max(self._run, len(self._estimates))}  {self._name}  "
+                f"{self._done}/{self._requests} requests, {rate:,.0f} tok/s, {clock_text(self.left_s())} left")
 
     def _say(self, text: str) -> None:
         with self._lock:

@@ -108,6 +108,9 @@ class Study:
         self.store = store or runs.Store(paths.PUBLISHED / self._records if self._records else None)
 
     def __add__(self, other: "Study") -> "Study":
+        if self.store.root != other.store.root:
+            raise AsuError(f"studies of {self.store.root} and {other.store.root} cannot be joined",
+                           "give both the same records")
         return Study.of([*self.specs, *other.specs], records=self._records, store=self.store)
 
     def __len__(self) -> int:
@@ -166,7 +169,8 @@ class Study:
             runs.requests(spec)  # an error in the problems or lengths shows now, not after a server's start
         progress = progress or Progress()
         history, groups = self.store.history(), self.groups(missing)
-        progress.study_started(len(missing), [estimate_s(spec, history) for group in groups for spec in group])
+        progress.study_started([estimate_s(spec, history) for group in groups for spec in group],
+                               [SERVER_START_S] * len(groups))
         for _ in executor(groups, functools.partial(self._work, progress=progress, server=server)):
             pass
         progress.study_finished()
