@@ -120,6 +120,13 @@ def test_missing_local_set_says_how_to_restore_it(mini):
     assert "mini-hard" in error.problem and "git checkout -- data/problems/mini-hard.jsonl" in error.remedy
 
 
+def test_a_cache_without_room_is_named(mini, hub):
+    task = mini("mini-easy", MINI)
+    hub(OSError(28, "No space left on device"))
+    error = failure(task.problems)
+    assert "No space left" in error.problem and "HF_HOME" in error.remedy
+
+
 def test_facts_are_graded_by_letter_and_by_words(mini):
     task = mini("mini-facts", FACTS)
     problem = task.problems()[0]

@@ -161,6 +161,9 @@ def _local_rows(path: Path, _mtime_ns: int, _size: int, restore: str) -> list[di
     except (DatasetsError, ValueError) as error:
         reason = error.__cause__ or error
         raise AsuError(f"the problem set {path} cannot be read as JSON lines: {reason}", restore) from error
+    except OSError as error:
+        raise AsuError(f"the problem set {path} cannot be loaded: {error}",
+                       "make room in, or write access to, the cache of the datasets library (HF_HOME)") from error
     finally:
         enable_progress_bars()
 
