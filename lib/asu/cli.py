@@ -86,22 +86,25 @@ def run(profile: str = _PROFILE, notebook: list[str] = _NOTEBOOK):
 
 @command(epilog="Example: python -m asu report --profile embedded")
 def report(profile: str = _PROFILE, notebook: list[str] = _NOTEBOOK):
-    """Execute the notebooks and write the HTML report with its index. Makes missing runs on the way."""
-    _report(profile, notebook)
+    """Make missing runs, execute the notebooks, and write the HTML report with its index."""
+    _reproduce(profile, notebook)
 
 
 @command(epilog="Example: python -m asu reproduce")
 def reproduce(profile: str = _PROFILE):
     """Everything: missing runs of all notebooks grouped by server, then all notebooks, then the index."""
-    for study in _studies(profile, None):
+    _reproduce(profile, None)
+
+
+def _reproduce(profile: str, notebooks: list[str] | None) -> None:
+    for study in _studies(profile, notebooks):
         study.run()
-    _report(profile, None)
+    _report(profile, notebooks)
 
 
 def _report(profile: str, notebooks: list[str] | None) -> None:
     from asu import report as reports  # here because nbconvert and papermill take seconds to import
 
-    profiles.load(profile)
     typer.echo(f"report: {reports.build(profile, notebooks=notebooks or None)}")
 
 

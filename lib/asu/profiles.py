@@ -68,7 +68,7 @@ def _check(given: dict, defaults: dict, where: str) -> None:
             raise AsuError(f"{where}: unknown parameter {name!r}",
                            hint(name, defaults) + f"the notebook has: {', '.join(defaults)}")
         if not _same_type(value, defaults[name]):
-            number = isinstance(value, str) and _is_number(value)
+            number = isinstance(value, str) and "e" in value.lower() and _is_number(value)
             raise AsuError(f"{where}: {name} is {value!r}, not {_type(defaults[name])} as its default is",
                            "write the number with a dot, as 1.0e-3: YAML reads 1e-3 as text" if number
                            else f"give {_type(defaults[name])}")
@@ -90,8 +90,8 @@ def _same_type(value, default) -> bool:
 def _type(value) -> str:
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list",
              dict: "a mapping"}
-    inner = f" of {' or '.join(sorted({_type(item) for item in value}))}" if isinstance(value, list) and value else ""
-    return words.get(type(value), "a value") + inner
+    inner = " or ".join(sorted({_type(item) for item in value})) if isinstance(value, list) else ""
+    return words.get(type(value), "a value") + (f", each item {inner}," if inner else "")
 
 
 def _is_number(text: str) -> bool:
