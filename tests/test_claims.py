@@ -74,12 +74,19 @@ def contains(estimate, value):
 def test_the_papers_numbers_as_digitised():
     assert claims.paper("kv_peak", size="7B", role="RLLM").value.tolist() == [0.021, 0.041, 0.127, 0.187]
     assert len(claims.paper("accuracy_by_budget")) == 2 * 4 * 8
-    row = claims.paper("accuracy_by_budget", size="14B", set="AIME-2024", x=20480)
+    row = claims.paper("accuracy_by_budget", size="14B", set="AIME-2024", budget=20480)
     assert row.value.tolist() == [0.70]
     assert claims.paper("running_time", role="LLM").value.tolist() == pytest.approx([64.2, 82.8, 30, 132.6])
     assert claims.PAPER.source.str.len().min() > 0
     with pytest.raises(AsuError, match="no number called 'speed'"):
         claims.paper("speed")
+
+
+def test_the_papers_numbers_are_joined_to_the_tasks_measured():
+    rows = claims.paper("accuracy", tasks=["mini-hard", "aime24", "puzzles"], role="RLLM")
+    assert rows[["task", "value"]].values.tolist() == [["mini-hard", 0.367], ["aime24", 0.367]]
+    left = claims.paper("running_requests", tasks=["mini-medium"], role="RLLM")
+    assert left[["t_s", "value"]].values.tolist() == [[0, 16], [50, 4], [80, 2], [200, 2]]
 
 
 def test_what_the_papers_own_numbers_come_to():

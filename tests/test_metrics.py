@@ -257,3 +257,62 @@ def test_every_metric_says_what_it_is():
         assert metric.name == name and metric.title and metric.formula
         assert metric.family in "ASU" and metric.better in ("higher", "lower", "")
     assert metrics.METRICS["tps"].label == "Throughput [tok/s]"
+
+
+def many(slots=4, n=40):
+    """n requests of two tasks on `slots` slots, request i taking 1 + i mod 5 seconds, difficulty i mod 5."""
+    free, rows = np.zeros(slots), []
+    for i in range(n):
+        slot, spent = free.argmin(), 1.0 + i % 5
+        due = free[slot]
+        free[slot] += spent
+        rows.append(request(f"{i}#0", due, due, due + 0.5, due + 0.5, due + spent, answer=10, task="ab"[i % 2],
+                            role="RLLM", difficulty=float(i % 5)))
+    return pd.DataFrame(rows)
+
+
+def test_intervals_hold_the_values_of_the_table(engine):
+    requests = many()
+    names = ["accuracy", "cut_off", "e2e_p50", "ttfvt_p50", "tps", "rps", "straggler_share", "kv_mean", "kv_swing"]
+    table = metrics.intervals(names, ["run"], requests=requests, engine=engine, n_boot=200)
+    values = metrics.asu(requests, by=["run"], engine=engine).iloc[0]
+    for row in table.itertuples():
+        assert row.value == pytest.approx(values[row.metric]), row.metric
+    assert (table.lo <= table.value).all() and (table.value <= table.hi).all()
+    assert table.set_index("metric").n[["accuracy", "tps"]].tolist() == [40, 10]
+    by_task = metrics.intervals(["accuracy"], ["task"], requests=requests, n_boot=50)
+    assert by_task.task.tolist() == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["window_s", "tbt_p50", "speed"])
+def test_what_cannot_be_resampled_has_no_interval(name):
+    with pytest.raises(AsuError, match="no metric"):
+        metrics.intervals([name], ["run"], requests=many())
+
+
+def test_intervals_name_the_frame_they_need():
+    with pytest.raises(AsuError, match="needs the engine frame"):
+        metrics.intervals(["kv_peak"], ["run"], requests=many())
+
+
+def test_slopes_are_per_unit_of_difficulty():
+    table = metrics.slopes(many(), n_boot=100).set_index(["task", "metric"])
+    assert table.value["a", "service_s"] == pytest.approx(1)
+    assert (table.lo["a", "service_s"], table.hi["a", "service_s"]) == pytest.approx((1, 1))
+    assert table.value["b", "output_tokens"] == pytest.approx(0)
+    assert not np.isfinite(metrics.slopes(many().assign(difficulty=2.0), n_boot=50).value).any()
+
+
+def test_survivor_curves_per_group(requests):
+    curve = metrics.survivors(requests.assign(task="a"), by=["task"])
+    assert curve[["task", "time", "survival"]].values.tolist() == [
+        ["a", 0, 1], ["a", 2, 1], ["a", 3, 0.5], ["a", 10, 0.5]]
+
+
+@pytest.mark.parametrize("batch", [-1, 0])
+def test_batches_fill_the_window_of_a_run(batch):
+    requests = many().assign(batch=np.arange(40) // 4 if batch == 0 else -1)
+    table = metrics.batches(requests, keep=["role"])
+    assert table.wall_s.sum() == pytest.approx(metrics.window_s(requests))
+    assert table.output_tokens.sum() == 400 and table.finished.sum() == 40
+    assert set(table.role) == {"RLLM"}

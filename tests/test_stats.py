@@ -3,12 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+from asu import stats
+from asu.stats import Estimate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
-
-from asu import stats
-from asu.stats import Estimate
 
 ONE = np.ones((1, 4))
 values = st.lists(st.floats(-1e3, 1e3).map(lambda x: round(x, 3)), min_size=3, max_size=25)

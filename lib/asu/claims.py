@@ -7,7 +7,7 @@ Every number a claim needs is defined once, below, by the function that makes it
 all numbers of a notebook under the names that `decide` reads.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import wraps
 
@@ -48,13 +48,14 @@ SMALL_POINTS = 0.03  # accuracy: the tolerance within which the paper calls it h
 
 
 def _paper() -> pd.DataFrame:
-    """One row per number; `x` is the token budget where there is one."""
+    """One row per number; `budget` [tokens] and `t_s` [s since the batch was sent] only where the number has one."""
     names, ends = ["GSM8K", "MATH-500", "AIME-2024", "GPQA"], ["RLLM", "LLM"]
     rows = []
 
-    def add(quantity, unit, size, role, values, x=np.nan, source="figure", sets=names):
-        rows.extend({"quantity": quantity, "size": size, "role": role, "set": name, "x": x, "value": value,
-                     "unit": unit, "source": source} for name, value in zip(sets, values, strict=True))
+    def add(quantity, unit, size, role, values, *, budget=np.nan, t_s=np.nan, source="figure", sets=names):
+        rows.extend({"quantity": quantity, "size": size, "role": role, "set": name, "budget": budget, "t_s": t_s,
+                     "value": value, "unit": unit, "source": source}
+                    for name, value in zip(sets, values, strict=True))
 
     for role, peaks in zip(ends, [(0.021, 0.041, 0.127, 0.187), (0.012, 0.020, 0.037, 0.023)], strict=True):
         add("kv_peak", "share of pool", "7B", role, peaks)
@@ -69,6 +70,13 @@ def _paper() -> pd.DataFrame:
     add("problems", "", "all", "both", [100, 100, 30, 100], source="released client")
     # 2 of 16 requests left from 80 s to beyond 200 s, the end of the axis: at least 120 s of 200 s
     add("straggler_share", "share", "7B", "RLLM", [0.6], source="figure, inferred", sets=["MATH-500"])
+    # of 16 sent at once; the RLLM's last point of a set is the end of the axis, not the end of the batch
+    for name, role, points in [("MATH-500", "RLLM", [(0, 16), (50, 4), (80, 2), (200, 2)]),
+                               ("MATH-500", "LLM", [(0, 16), (10, 1)]),
+                               ("AIME-2024", "RLLM", [(0, 16), (90, 11), (200, 11)]),
+                               ("AIME-2024", "LLM", [(0, 16), (20, 4)])]:
+        for t_s, left in points:
+            add("running_requests", "", "7B", role, [left], t_s=t_s, sets=[name])
     by_budget = {
         "14B": ["7 47 84 88 88 88 88 88", "0 1 24 50 59 67 65 65", "0 0 0 6.7 26.7 60 66.7 70",
                 "0 0 1 8 15 18 28 29"],
@@ -78,21 +86,28 @@ def _paper() -> pd.DataFrame:
     budgets = [256, 512, 1024, 2048, 4096, 8192, 16384, 20480]
     for size, lines in by_budget.items():
         for budget, *shares in zip(budgets, *(line.split() for line in lines), strict=True):
-            add("accuracy_by_budget", "share", size, "RLLM", [float(s) / 100 for s in shares], x=budget)
+            add("accuracy_by_budget", "share", size, "RLLM", [float(s) / 100 for s in shares], budget=budget)
     return pd.DataFrame(rows)
 
 
 PAPER = _paper()
 
 
-def paper(quantity: str, **where) -> pd.DataFrame:
-    """The paper's rows of one quantity, further limited by column values: paper("kv_peak", size="7B", role="RLLM")."""
+def paper(quantity: str, tasks: Iterable[str] | None = None, **where) -> pd.DataFrame:
+    """The paper's rows of one quantity, limited by column values: paper("kv_peak", size="7B", role="RLLM").
+
+    tasks: the tasks measured; each row is then given to the tasks that stand for its set, in a column `task`.
+    """
     if quantity not in set(PAPER.quantity):
         raise AsuError(f"the paper gives no number called {quantity!r}",
                        f"use one of: {', '.join(PAPER.quantity.unique())}")
     rows = PAPER[PAPER.quantity == quantity]
     for column, value in where.items():
         rows = rows[rows[column] == value]
+    if tasks is not None:
+        stands = pd.DataFrame([(task, SETS[task]) for task in dict.fromkeys(tasks) if task in SETS],
+                              columns=["task", "set"])
+        rows = stands.merge(rows, on="set")
     return rows.reset_index(drop=True)
 
 
@@ -117,7 +132,7 @@ def _paper_accuracy_difference(knowledge: bool) -> float:
 
 def _paper_budget_gains() -> pd.Series:
     keys = ["size", "set"]
-    at = {x: paper("accuracy_by_budget", x=x).set_index(keys).value for x in (8192, 20480)}
+    at = {b: paper("accuracy_by_budget", budget=b).set_index(keys).value for b in (8192, 20480)}
     return at[20480] - at[8192]
 
 
@@ -216,15 +231,8 @@ def _of_role(frame: pd.DataFrame, role: str) -> pd.DataFrame:
 # single moments of that run, not how it would differ in another run.
 
 
-def _in_blocks(samples: pd.DataFrame) -> pd.DataFrame:
-    """Samples with `block`, the twentieth of their run that they belong to."""
-    samples = samples.sort_values(["run", "session", "t_s"], kind="stable").reset_index(drop=True)
-    of_run = samples.groupby("run", sort=False).t_s
-    return samples.assign(block=of_run.cumcount() * 20 // of_run.transform("size"))
-
-
 def _kv_samples(engine: pd.DataFrame) -> pd.DataFrame:
-    return _in_blocks(metrics.work_samples(engine))
+    return metrics.in_blocks(metrics.work_samples(engine))
 
 
 def _over_blocks(samples: pd.DataFrame, statistic: stats.Statistic, **options) -> Estimate:
@@ -289,7 +297,7 @@ def kv_range_llm(engine: pd.DataFrame, **options) -> Estimate:
 @number("01.kv_prediction_error", "share of pool", "engine", "requests", "events")
 def kv_prediction_error(engine: pd.DataFrame, requests: pd.DataFrame, events: pd.DataFrame, **options) -> Estimate:
     """Time-weighted mean |predicted − reported| KV use while work ran, all runs together."""
-    both = _in_blocks(metrics.kv_prediction(metrics.predicted_kv(requests, events), engine))
+    both = metrics.in_blocks(metrics.kv_prediction(metrics.predicted_kv(requests, events), engine))
     return _over_blocks(both, stats.ratio_of_sums(both.error.abs() * both.dt_s, both.dt_s), **options)
 
 
@@ -311,14 +319,6 @@ def load_size(load: pd.Series) -> pd.Series:
     return load.str.extract(r"^(?:batch|closed)(\d+)$")[0].astype(float)
 
 
-def _few(rows: pd.DataFrame) -> stats.Statistic:
-    return stats.ratio_of_sums(rows.few_s, rows.wall_s)
-
-
-def _stretch(rows: pd.DataFrame) -> stats.Statistic:
-    return stats.ratio_of_sums(rows.slots * rows.wall_s, rows.busy_s)
-
-
 def _barrier_average(requests: pd.DataFrame, role: str, make, **options) -> Estimate:
     batches = _batch_rows(_of_role(requests[requests.batch >= 0], role))
     if batches.empty:
@@ -330,32 +330,33 @@ def _barrier_average(requests: pd.DataFrame, role: str, make, **options) -> Esti
 @number("02.straggler_share_rllm", "share", "requests", per_task=True)
 def straggler_share_rllm(requests: pd.DataFrame, **options) -> Estimate:
     """Share of barrier-batch time with under 20 % of the batch running, RLLM, mean over sets and sizes."""
-    return _barrier_average(requests, "RLLM", _few, **options)
+    return _barrier_average(requests, "RLLM", metrics.straggler_share, **options)
 
 
 @number("02.straggler_share_llm", "share", "requests", per_task=True)
 def straggler_share_llm(requests: pd.DataFrame, **options) -> Estimate:
     """Share of barrier-batch time with under 20 % of the batch running, LLM, mean over sets and sizes."""
-    return _barrier_average(requests, "LLM", _few, **options)
+    return _barrier_average(requests, "LLM", metrics.straggler_share, **options)
 
 
 @number("02.straggler_share_difference", "share", "requests", per_task=True)
 def straggler_share_difference(requests: pd.DataFrame, **options) -> Estimate:
     """Straggler share under the barrier, RLLM − LLM, mean over sets and sizes."""
     batches = _batch_rows(requests[requests.batch >= 0])
-    return _over_batches(batches, stats.average(_contrast(batches, "role", "RLLM", "LLM", _few)), **options)
+    parts = _contrast(batches, "role", "RLLM", "LLM", metrics.straggler_share)
+    return _over_batches(batches, stats.average(parts), **options)
 
 
 @number("02.makespan_ratio_rllm", "×", "requests", per_task=True)
 def makespan_ratio_rllm(requests: pd.DataFrame, **options) -> Estimate:
     """Barrier-batch time over ideal time (every slot always busy), RLLM, mean over sets and sizes."""
-    return _barrier_average(requests, "RLLM", _stretch, **options)
+    return _barrier_average(requests, "RLLM", metrics.makespan_ratio, **options)
 
 
 @number("02.makespan_ratio_llm", "×", "requests", per_task=True)
 def makespan_ratio_llm(requests: pd.DataFrame, **options) -> Estimate:
     """Barrier-batch time over ideal time (every slot always busy), LLM, mean over sets and sizes."""
-    return _barrier_average(requests, "LLM", _stretch, **options)
+    return _barrier_average(requests, "LLM", metrics.makespan_ratio, **options)
 
 
 def _barrier_against_continuous(requests: pd.DataFrame, a: bool, make, **options) -> Estimate:
@@ -379,8 +380,9 @@ def straggler_share_kept_rllm(requests: pd.DataFrame, **options) -> Estimate:
     Pooled before dividing, because without a barrier a single set may have no straggler time at all.
     """
     batches = _batch_rows(_of_role(requests, "RLLM"))
-    _contrast(batches, "barrier", False, True, _few, ignore=("load",))
-    arms = [stats.on(batches.barrier == barrier, _few(batches[batches.barrier == barrier]))
+    # not used further: raises where one of the two loads is missing
+    _contrast(batches, "barrier", False, True, metrics.straggler_share, ignore=("load",))
+    arms = [stats.on(batches.barrier == barrier, metrics.straggler_share(batches[batches.barrier == barrier]))
             for barrier in (False, True)]
     return _over_batches(batches, stats.ratio(*arms), **options)
 

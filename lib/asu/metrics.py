@@ -1,7 +1,7 @@
 """The ASU metrics: Accuracy, Service-end, User-end, from the recorded frames.
 
-One metric is one short function of a `Group` of requests, entered in `METRICS` with its title, unit, direction and
-formula; tables, axis labels and the column page all read that registry. Times are seconds on the run clock, shares
+One metric is one short function, entered in `METRICS` with its title, unit, direction and formula; tables, intervals,
+axis labels and the column page all read that registry. Times are seconds on the run clock, shares
 0..1, tokens the engine's own counts. What was not recorded is NaN, never 0.
 """
 
@@ -158,43 +158,42 @@ def batches(requests: pd.DataFrame, keep: Sequence[str] = ()) -> pd.DataFrame:
     """One row per batch: how long it took, and how much of that the stragglers took.
 
     Under a barrier a batch is what was sent together. Without one, a batch is as many finishes in a row as there are
-    slots (the most requests ever in flight), from the finish before to its own last, so that both loads give rows of
-    the same kind, and rows that can be resampled.
-    Columns: run, session, batch, `keep`; start_s, end_s, wall_s; requests; slots; output_tokens (all requests);
-    few_s = time with fewer than 20 % of the slots in flight; busy_s = request-seconds in flight (due to last token
-    under a barrier, sent to last without).
+    slots (the most requests ever in flight). Either lasts from the end of the batch before to its own last token, so
+    that batches fill the window of a run without gaps, and can be resampled whatever the load.
+    Columns: run, session, batch, `keep`; start_s, end_s, wall_s; requests, finished (without error); slots;
+    output_tokens; few_s = time with fewer than 20 % of the slots in flight; busy_s = request-seconds in flight (due to
+    last token under a barrier, sent to last without).
     """
     rows = []
     for label, part in _parts(requests[requests.sent_s.notna()], _run_keys(requests)):
         label |= {column: part[column].iloc[0] for column in keep}
-        start, stop = part.sent_s.to_numpy(), last_known(part).to_numpy()
-        tokens = part.output_tokens.fillna(0).to_numpy()
-        if (part.batch >= 0).all():
-            for batch in np.unique(part.batch):
-                own = (part.batch == batch).to_numpy()
-                due = part.due_s.to_numpy()[own]
-                span = (due.min(), stop[own].max())
-                rows.append(label | {"batch": int(batch)} | _batch(due, stop[own], span, own.sum(), tokens[own]))
-            continue
+        stop, began = last_known(part).to_numpy(), part.due_s.min()
+        barrier = (part.batch >= 0).all()
+        start = (part.due_s if barrier else part.sent_s).to_numpy()
         slots = int(_steps(start, stop)[1].max())
-        finish = np.argsort(stop, kind="stable")
-        began = part.due_s.min()
-        for batch, own in enumerate(np.split(finish, range(slots, len(finish), slots))):
-            span = (began, stop[own].max())
-            rows.append(label | {"batch": batch} | _batch(start, stop, span, slots, tokens[own]))
+        if barrier:
+            own = [np.flatnonzero(part.batch == batch) for batch in np.unique(part.batch)]
+        else:
+            own = np.split(np.argsort(stop, kind="stable"), range(slots, len(stop), slots))
+        for number, members in enumerate(own):
+            span = (began, stop[members].max())
+            seen = members if barrier else slice(None)
+            rows.append(label | {"batch": int(part.batch.iloc[members[0]]) if barrier else number}
+                        | _batch(part.iloc[members], span, len(members) if barrier else slots, start[seen], stop[seen]))
             began = span[1]
     return pd.DataFrame(rows)
 
 
-def _batch(start: np.ndarray, stop: np.ndarray, span: tuple[float, float], slots: int, tokens: np.ndarray) -> dict:
-    """The figures of one batch from the intervals in flight, cut to `span`."""
+def _batch(members: pd.DataFrame, span: tuple[float, float], slots: int, start: np.ndarray, stop: np.ndarray) -> dict:
+    """The figures of one batch; start, stop: the intervals in flight that may reach into `span`."""
     t, n = _steps(start, stop)
     edges = np.concatenate([[span[0]], t[(t > span[0]) & (t < span[1])], [span[1]]])
     index = np.searchsorted(t, edges[:-1], side="right") - 1
     in_flight = np.where(index >= 0, n[index], 0)
     length = np.diff(edges)
-    return {"start_s": span[0], "end_s": span[1], "wall_s": span[1] - span[0], "requests": len(tokens),
-            "slots": int(slots), "output_tokens": float(tokens.sum()),
+    return {"start_s": span[0], "end_s": span[1], "wall_s": span[1] - span[0], "requests": len(members),
+            "finished": int(members.error.isna().sum()), "slots": slots,
+            "output_tokens": float(members.output_tokens.sum()),
             "few_s": float(length[in_flight < FEW_RUNNING * slots].sum()), "busy_s": float(length @ in_flight)}
 
 
@@ -224,6 +223,13 @@ def work_samples(engine: pd.DataFrame) -> pd.DataFrame:
     e = e.assign(dt_s=-dt)
     at_work = (e.running.fillna(0) + e.waiting.fillna(0) > 0) | e.running.isna()
     return e[at_work & e.dt_s.notna()]
+
+
+def in_blocks(samples: pd.DataFrame, blocks: int = 20) -> pd.DataFrame:
+    """Samples in order of time with `block`, the twentieth of its run that each belongs to, for resampling."""
+    samples = samples.sort_values([*_run_keys(samples), "t_s"], kind="stable").reset_index(drop=True)
+    of_run = samples.groupby("run", sort=False).t_s
+    return samples.assign(block=of_run.cumcount() * blocks // of_run.transform("size"))
 
 
 def kv_statistics(samples: pd.DataFrame) -> dict[str, stats.Statistic]:
@@ -309,21 +315,16 @@ class Group:
     """What the metrics of one group of requests may look at; a frame that was not given is None."""
 
     requests: pd.DataFrame  # with the columns of `derive`
-    window_s: float
+    batches: pd.DataFrame  # of `batches`
     gaps: pd.DataFrame | None = None  # of `tbt`
-    batches: pd.DataFrame | None = None  # of `batches`
     samples: pd.DataFrame | None = None  # of `work_samples`
     engine: pd.DataFrame | None = None
-    energy_j: float | None = None
-
-    @property
-    def finished(self) -> pd.DataFrame:
-        return self.requests[self.requests.finished]
+    host: pd.DataFrame | None = None
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric: how it is printed, which way is better, how it is made, and which frame it `needs`."""
+    """One metric: how it is printed, which way is better, how it is made, and which frame of `Group` it `needs`."""
 
     name: str
     title: str
@@ -331,8 +332,9 @@ class Metric:
     better: str  # "higher", "lower" or "" where neither is
     family: str  # "A", "S" or "U"
     formula: str
-    needs: str  # field of Group
+    needs: str
     of: Callable[[Group], float]
+    statistic: Callable[[pd.DataFrame], stats.Statistic] | None = None  # None: a total, which has no interval
 
     @property
     def label(self) -> str:
@@ -344,7 +346,22 @@ METRICS: dict[str, Metric] = {}
 
 
 def metric(name: str, title: str, unit: str, better: str, family: str, formula: str, needs: str = "requests"):
-    """Enter the decorated function of a Group in METRICS."""
+    """Enter the decorated function, from the frame it needs to a statistic, in METRICS."""
+
+    def enter(make: Callable[[pd.DataFrame], stats.Statistic]) -> Callable[[pd.DataFrame], stats.Statistic]:
+        def of(group: Group) -> float:
+            frame = getattr(group, needs)
+            value = _value(make(frame), len(frame))
+            return value if np.isfinite(value) else np.nan
+
+        METRICS[name] = Metric(name, title, unit, better, family, formula, needs, of, make)
+        return make
+
+    return enter
+
+
+def total(name: str, title: str, unit: str, better: str, family: str, formula: str, needs: str = "requests"):
+    """Enter the decorated function, from a Group to a number, in METRICS."""
 
     def enter(of: Callable[[Group], float]) -> Callable[[Group], float]:
         METRICS[name] = Metric(name, title, unit, better, family, formula, needs, of)
@@ -357,19 +374,18 @@ def _value(statistic: stats.Statistic, rows: int) -> float:
     return float(statistic(np.ones((1, rows)))[0])
 
 
-@metric("n", "Requests", "", "", "A", "number of requests sent")
+@total("n", "Requests", "", "", "A", "number of requests sent")
 def _n(g: Group) -> float:
     return len(g.requests)
 
 
 @metric("accuracy", "Accuracy", "share", "higher", "A", "correct / (requests − failed); empty without grades")
-def _accuracy(g: Group) -> float:
-    return float(g.requests.hit.mean())
+def _accuracy(r: pd.DataFrame) -> stats.Statistic:
+    return stats.mean(r.hit)
 
 
-def _outcome_share(g: Group, outcome: str) -> float:
-    graded = g.requests.outcome.dropna()
-    return float((graded == outcome).mean()) if len(graded) else np.nan
+def _outcome_share(r: pd.DataFrame, outcome: str) -> stats.Statistic:
+    return stats.mean((r.outcome == outcome).astype(float).where(r.outcome.notna()))
 
 
 for _outcome, _better in zip(OUTCOMES, ["higher", "lower", "lower", "lower", "lower"], strict=True):
@@ -377,39 +393,39 @@ for _outcome, _better in zip(OUTCOMES, ["higher", "lower", "lower", "lower", "lo
            f"requests with outcome {_outcome} / requests")(partial(_outcome_share, outcome=_outcome))
 
 
-@metric("window_s", "Duration", "s", "lower", "S", "max last − min due, summed over sessions")
+@total("window_s", "Duration", "s", "lower", "S", "max last − min due, summed over sessions")
 def _window(g: Group) -> float:
-    return g.window_s
+    return window_s(g.requests)
 
 
-@metric("tps", "Throughput", "tok/s", "higher", "S", "output tokens / duration")
-def _tps(g: Group) -> float:
-    return float(g.requests.output_tokens.sum()) / g.window_s
+@metric("tps", "Throughput", "tok/s", "higher", "S", "output tokens / duration", "batches")
+def _tps(b: pd.DataFrame) -> stats.Statistic:
+    return stats.ratio_of_sums(b.output_tokens, b.wall_s)
 
 
-@metric("rps", "Request rate", "1/s", "higher", "S", "finished requests / duration; failed ones never count")
-def _rps(g: Group) -> float:
-    return len(g.finished) / g.window_s
+@metric("rps", "Request rate", "1/s", "higher", "S", "finished requests / duration; failed ones never count", "batches")
+def _rps(b: pd.DataFrame) -> stats.Statistic:
+    return stats.ratio_of_sums(b.finished, b.wall_s)
 
 
 @metric("output_tokens", "Output tokens per request", "tok", "", "S", "mean output tokens of finished requests")
-def _output_tokens(g: Group) -> float:
-    return float(g.finished.output_tokens.mean())
+def _output_tokens(r: pd.DataFrame) -> stats.Statistic:
+    return stats.mean(r.output_tokens.where(r.finished))
 
 
 @metric("token_gap", "Token count gap", "share", "lower", "S",
         "Σ |tokens seen in events − output tokens| / Σ output tokens, finished requests")
-def _token_gap(g: Group) -> float:
-    total = g.finished.output_tokens.sum()
-    return float((g.finished.event_tokens - g.finished.output_tokens).abs().sum() / total) if total else np.nan
+def _token_gap(r: pd.DataFrame) -> stats.Statistic:
+    gap = (r.event_tokens - r.output_tokens).abs()
+    return stats.ratio_of_sums(gap.where(r.finished, 0), r.output_tokens.where(r.finished, 0))
 
 
 _KV_FORMULAS = {"peak": "largest gauge value while work ran", "mean": "time-weighted mean while work ran",
                 "swing": "p95 − p5 over time while work ran", "range": "max − min while work ran"}
 
 
-def _kv(g: Group, which: str) -> float:
-    return _value(kv_statistics(g.samples)[which], len(g.samples))
+def _kv(samples: pd.DataFrame, which: str) -> stats.Statistic:
+    return kv_statistics(samples)[which]
 
 
 for _which, _formula in _KV_FORMULAS.items():
@@ -417,12 +433,12 @@ for _which, _formula in _KV_FORMULAS.items():
         partial(_kv, which=_which))
 
 
-@metric("preemptions", "Preemptions", "", "lower", "S", "increase of the engine's counter", "engine")
+@total("preemptions", "Preemptions", "", "lower", "S", "increase of the engine's counter", "engine")
 def _preemptions(g: Group) -> float:
     return _counted(g.engine, "preemptions")
 
 
-@metric("prefix_hit_share", "Prefix-cache hits", "share", "higher", "S", "prompt tokens found / looked up", "engine")
+@total("prefix_hit_share", "Prefix-cache hits", "share", "higher", "S", "prompt tokens found / looked up", "engine")
 def _prefix_hits(g: Group) -> float:
     asked = _counted(g.engine, "prefix_queries")
     return _counted(g.engine, "prefix_hits") / asked if asked else np.nan
@@ -430,58 +446,58 @@ def _prefix_hits(g: Group) -> float:
 
 @metric("straggler_share", "Time with under 20 % of the batch running", "share", "lower", "S",
         "Σ time with < 20 % of the slots in flight / Σ batch time", "batches")
-def _straggler_share(g: Group) -> float:
-    return float(g.batches.few_s.sum() / g.batches.wall_s.sum())
+def straggler_share(b: pd.DataFrame) -> stats.Statistic:
+    return stats.ratio_of_sums(b.few_s, b.wall_s)
 
 
 @metric("makespan_ratio", "Batch time over ideal", "×", "lower", "S",
         "Σ slots · batch time / Σ request-seconds in flight; ideal: the same request-seconds with every slot always "
         "busy, at the speed each request had", "batches")
-def _makespan_ratio(g: Group) -> float:
-    return float((g.batches.slots * g.batches.wall_s).sum() / g.batches.busy_s.sum())
+def makespan_ratio(b: pd.DataFrame) -> stats.Statistic:
+    return stats.ratio_of_sums(b.slots * b.wall_s, b.busy_s)
 
 
 @metric("idle_share", "Idle slots", "share", "lower", "S",
         "1 − Σ request-seconds in flight / Σ slots · batch time", "batches")
-def _idle_share(g: Group) -> float:
-    return 1 - 1 / _makespan_ratio(g)
+def idle_share(b: pd.DataFrame) -> stats.Statistic:
+    return stats.ratio_of_sums(b.slots * b.wall_s - b.busy_s, b.slots * b.wall_s)
 
 
-@metric("energy_j", "GPU energy", "J", "lower", "S", "difference of the GPU's energy counter", "energy_j")
+@total("energy_j", "GPU energy", "J", "lower", "S", "difference of the GPU's energy counter", "host")
 def _energy(g: Group) -> float:
-    return g.energy_j
+    return energy_j(g.host)
 
 
-@metric("energy_per_token_j", "GPU energy per token", "J/tok", "lower", "S", "GPU energy / output tokens", "energy_j")
+@total("energy_per_token_j", "GPU energy per token", "J/tok", "lower", "S", "GPU energy / output tokens", "host")
 def _energy_per_token(g: Group) -> float:
-    return g.energy_j / float(g.requests.output_tokens.sum())
+    return energy_j(g.host) / float(g.requests.output_tokens.sum())
 
 
 @metric("lag_p99", "Client lag, p99", "s", "lower", "U", "sent − due")
-def _lag(g: Group) -> float:
-    return _value(stats.quantile(g.requests.lag_s, 0.99), len(g.requests))
-
-
-def _latency(g: Group, column: str, how: str) -> float:
-    x = g.finished[column]
-    return float(x.mean()) if how == "mean" else _value(stats.quantile(x, int(how[1:]) / 100), len(x))
-
-
-def _ttfvt(g: Group, how: str) -> float:
-    r = g.requests
-    rows = (r.ttfvt_observed_s, ~r.ttfvt_censored)
-    value = _value(stats.km_mean(*rows) if how == "mean" else stats.km_quantile(*rows, int(how[1:]) / 100), len(r))
-    return value if np.isfinite(value) else np.nan
-
-
-def _tbt(g: Group, how: str, phase: str | None) -> float:
-    gaps = g.gaps if phase is None else g.gaps[g.gaps.phase == phase]
-    if how == "mean":
-        return _value(stats.ratio_of_sums(gaps.gap_s * gaps.tokens, gaps.tokens), len(gaps))
-    return _value(stats.quantile(gaps.gap_s, int(how[1:]) / 100, gaps.tokens), len(gaps))
+def _lag(r: pd.DataFrame) -> stats.Statistic:
+    return stats.quantile(r.lag_s, 0.99)
 
 
 _HOWS = {"p50": "median", "p99": "p99", "mean": "mean"}
+
+
+def _latency(r: pd.DataFrame, column: str, how: str) -> stats.Statistic:
+    x = r[column].where(r.finished)
+    return stats.mean(x) if how == "mean" else stats.quantile(x, int(how[1:]) / 100)
+
+
+def _ttfvt(r: pd.DataFrame, how: str) -> stats.Statistic:
+    rows = (r.ttfvt_observed_s, ~r.ttfvt_censored)
+    return stats.km_mean(*rows) if how == "mean" else stats.km_quantile(*rows, int(how[1:]) / 100)
+
+
+def _tbt(gaps: pd.DataFrame, how: str, phase: str | None) -> stats.Statistic:
+    tokens = gaps.tokens if phase is None else gaps.tokens.where(gaps.phase == phase, 0)
+    if how == "mean":
+        return stats.ratio_of_sums(gaps.gap_s * tokens, tokens)
+    return stats.quantile(gaps.gap_s, int(how[1:]) / 100, tokens)
+
+
 for _how, _word in _HOWS.items():
     metric(f"ttft_{_how}", f"TTFT, {_word}", "s", "lower", "U", "first token − due")(
         partial(_latency, column="ttft_s", how=_how))
@@ -493,22 +509,22 @@ for _how, _word in _HOWS.items():
            "gap between stream events / tokens of the later one, weighted by those tokens", "gaps")(
         partial(_tbt, how=_how, phase=None))
     for _phase in ("thinking", "answer"):
-        metric(f"tbt_{_phase}_{_how}", f"TBT while {_phase if _phase == 'thinking' else 'answering'}, {_word}", "s",
-               "lower", "U", f"TBT over tokens of the {_phase} phase", "gaps")(partial(_tbt, how=_how, phase=_phase))
+        metric(f"tbt_{_phase}_{_how}", f"TBT in the {_phase} phase, {_word}", "s", "lower", "U",
+               f"TBT over tokens of the {_phase} phase", "gaps")(partial(_tbt, how=_how, phase=_phase))
     metric(f"e2e_{_how}", f"E2E, {_word}", "s", "lower", "U", "last token − due")(
         partial(_latency, column="e2e_s", how=_how))
 
 
 @metric("ttfvt_seen_mean", "TTFVT, mean of those seen", "s", "lower", "U",
         "mean of visible − due over requests that showed a visible token; too low wherever some never did")
-def _ttfvt_seen(g: Group) -> float:
-    return float(g.requests.ttfvt_s.mean())
+def _ttfvt_seen(r: pd.DataFrame) -> stats.Statistic:
+    return stats.mean(r.ttfvt_s)
 
 
 @metric("censored", "Never left thinking", "share", "lower", "U",
         "finished requests without a visible token / finished requests")
-def _censored(g: Group) -> float:
-    return float(g.finished.ttfvt_censored.mean())
+def _censored(r: pd.DataFrame) -> stats.Statistic:
+    return stats.mean(r.ttfvt_censored.astype(float).where(r.finished))
 
 
 def asu(requests: pd.DataFrame, events: pd.DataFrame | None = None, by: Sequence[str] = ("run",), *,
@@ -519,31 +535,85 @@ def asu(requests: pd.DataFrame, events: pd.DataFrame | None = None, by: Sequence
     whole runs, so `by` should not cut a run in two; AsuError where a frame lacks a column of `by`.
     """
     by = list(by)
-    for name, frame in {"requests": requests, "engine": engine, "host": host}.items():
-        missing = [c for c in by if frame is not None and c not in frame]
-        if missing:
-            raise AsuError(f"the {name} frame has no column {', '.join(missing)}",
-                           f"group by columns it has, among them: {', '.join(map(str, frame.columns[:12]))}")
+    _need(by, requests=requests, engine=engine, host=host)
     given = {"requests", "batches"}
     given |= {"gaps"} if events is not None else set()
     given |= {"samples", "engine"} if engine is not None else set()
-    given |= {"energy_j"} if host is not None else set()
+    given |= {"host"} if host is not None else set()
     chosen = [m for m in METRICS.values() if m.needs in given]
-    engines = {} if engine is None else _by_label(engine, by)
-    hosts = {} if host is None else _by_label(host, by)
+    engines, hosts = _by_label(engine, by), _by_label(host, by)
     rows = []
     for label, part in _parts(derive(requests), by):
         key = tuple(label.values())
-        engine_part = engines.get(key, engine.iloc[:0]) if engine is not None else None
+        own_engine = None if engine is None else engines.get(key, engine.iloc[:0])
         group = Group(
-            requests=part, window_s=window_s(part), batches=batches(part),
-            gaps=tbt(events.merge(part[_request_keys(events)], on=_request_keys(events)), part)
-            if events is not None else None,
-            samples=work_samples(engine_part) if engine is not None else None, engine=engine_part,
-            energy_j=energy_j(hosts.get(key, host.iloc[:0])) if host is not None else None)
+            requests=part, batches=batches(part), gaps=None if events is None else tbt(events, part),
+            samples=None if engine is None else work_samples(own_engine), engine=own_engine,
+            host=None if host is None else hosts.get(key, host.iloc[:0]))
         rows.append(label | {m.name: m.of(group) for m in chosen})
     return pd.DataFrame(rows, columns=[*by, *(m.name for m in chosen)])
 
 
-def _by_label(frame: pd.DataFrame, by: list[str]) -> dict[tuple, pd.DataFrame]:
-    return {tuple(label.values()): part for label, part in _parts(frame, by)}
+def intervals(names: Sequence[str], by: Sequence[str], *, requests: pd.DataFrame | None = None,
+              engine: pd.DataFrame | None = None, **options) -> pd.DataFrame:
+    """Metrics with their intervals: one row per group of `by` and metric, columns `by`, metric, value, lo, hi, unit, n.
+
+    What is resampled is what the metric is made of: problems (within tasks), batches, or twentieths of a run for KV
+    use; the latter two within runs. options: those of `stats.bootstrap`. AsuError for totals and for TBT from events
+    (use the per-request columns of `derive`), which have no interval, and where the frame needed is not given.
+    """
+    by = list(by)
+    _need(by, requests=requests, engine=engine)
+    sources = {} if requests is None else {"requests": derive(requests), "batches": batches(
+        requests, [c for c in by if c not in _run_keys(requests)])}
+    sources |= {} if engine is None else {"samples": in_blocks(work_samples(engine))}
+    units = {"requests": ["problem_id"], "batches": ["run", "session", "batch"], "samples": ["run", "block"]}
+    strata = {"requests": "task", "batches": "run", "samples": "run"}
+    rows = []
+    for name in names:
+        m = METRICS.get(name)
+        if m is None or m.statistic is None or m.needs not in units:
+            able = [m.name for m in METRICS.values() if m.statistic and m.needs in units]
+            raise AsuError(f"there is no metric {name!r} with an interval", f"use one of: {', '.join(able)}")
+        if m.needs not in sources:
+            raise AsuError(f"{name} needs the {'engine' if m.needs == 'samples' else 'requests'} frame",
+                           "pass it by that name")
+        for label, part in _parts(sources[m.needs], by):
+            estimate = stats.bootstrap(m.statistic(part), part[units[m.needs]], strata=part[strata[m.needs]],
+                                       unit=m.unit, **options)
+            rows.append(label | {"metric": name} | estimate.as_dict())
+    return pd.DataFrame(rows, columns=[*by, "metric", "value", "lo", "hi", "unit", "n"])
+
+
+def slopes(requests: pd.DataFrame, columns: Sequence[str] = ("output_tokens", "service_s"),
+           by: Sequence[str] = ("task", "role"), **options) -> pd.DataFrame:
+    """Least-squares change of columns of `derive` per unit of the task's own difficulty, over finished requests.
+
+    Columns: `by`, metric (the column), value, lo, hi, unit, n; problems are resampled. NaN: difficulty is constant.
+    """
+    r = derive(requests)
+    r = r[r.finished]
+    tables = [stats.by_group(r, list(by), lambda rows, y=y: stats.bootstrap(
+        stats.slope(rows.difficulty, rows[y]), rows.problem_id, unit="s" if y.endswith("_s") else "", **options)
+        ).assign(metric=y) for y in columns]
+    return pd.concat(tables, ignore_index=True)[[*by, "metric", "value", "lo", "hi", "unit", "n"]]
+
+
+def survivors(requests: pd.DataFrame, by: Sequence[str] = ("task", "role")) -> pd.DataFrame:
+    """Survivor curves of TTFVT, one per group: `by`, then the columns of `stats.kaplan_meier`, time in s."""
+    curves = [stats.kaplan_meier(part.ttfvt_observed_s, ~part.ttfvt_censored).assign(**label)
+              for label, part in _parts(derive(requests), list(by))]
+    curves = pd.concat(curves, ignore_index=True)
+    return curves[[*by, *(c for c in curves if c not in by)]]
+
+
+def _need(by: list[str], **frames: pd.DataFrame | None) -> None:
+    for name, frame in frames.items():
+        missing = [c for c in by if frame is not None and c not in frame]
+        if missing:
+            raise AsuError(f"the {name} frame has no column {', '.join(missing)}",
+                           f"group by columns it has, among them: {', '.join(map(str, frame.columns[:12]))}")
+
+
+def _by_label(frame: pd.DataFrame | None, by: list[str]) -> dict[tuple, pd.DataFrame]:
+    return {} if frame is None else {tuple(label.values()): part for label, part in _parts(frame, by)}
