@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 
 import pandas as pd
@@ -391,7 +391,7 @@ def _first_figure(executed: Path) -> tuple[str, str] | None:
             html = output.get("data", {}).get("text/html", "")
             found = re.search(r'<figure id="figure-([^"]+)">.*?aria-label="([^"]*)"', html, re.DOTALL)
             if found:
-                return found[1], found[2]
+                return found[1], unescape(found[2])
     return None
 
 

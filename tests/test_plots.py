@@ -1,0 +1,193 @@
+"""Every figure draws what its frame says: panels filled, intervals on bars, legend outside, the same bytes twice."""
+
+import re
+
+import frames
+import matplotlib
+import matplotlib.pyplot
+import numpy as np
+import pandas as pd
+import pytest
+from asu import claims, columns, metrics, pages, plots, style
+from asu.errors import AsuError
+from matplotlib.collections import LineCollection
+
+PAPER_RUNNING = pd.DataFrame(
+    [("mini-medium", "RLLM", 50, 4), ("mini-medium", "LLM", 10, 1), ("mini-hard", "RLLM", 90, 11)],
+    columns=["task", "role", "t_s", "running"])
+PAPER_DIFFERENCES = pd.DataFrame({"task": frames.TASKS, "value": [0.08, 0.63, 0.234, 0.12]})
+
+
+def hard():
+    return frames.requests().query("task == 'mini-hard'")
+
+
+FIGURES = {
+    "kv_use_over_time": lambda: plots.kv_use_over_time(
+        frames.engine(), frames.engine().assign(predicted=lambda f: f["kv_use"] * 0.9), frames.paper()),
+    "kv_summary": lambda: plots.kv_summary(frames.kv_summary(), frames.paper()),
+    "running_over_time": lambda: plots.running_over_time(frames.engine(("batch16", "closed16"), ("mini-4m",)),
+                                                         PAPER_RUNNING),
+    "swimlane": lambda: plots.swimlane(hard()),
+    "straggler_summary": lambda: plots.straggler_summary(frames.stragglers()),
+    "time_vs_difficulty": lambda: plots.time_vs_difficulty(frames.requests(), frames.slopes()),
+    "domain_preference": lambda: plots.domain_preference(frames.differences(), PAPER_DIFFERENCES),
+    "outcomes": lambda: plots.outcomes(frames.shares()),
+    "budget_curve": lambda: plots.budget_curve(frames.budget_curve(), frames.paper_budgets()),
+    "batch_size": lambda: plots.batch_size(frames.batch_curve()),
+    "survivor": lambda: plots.survivor(frames.survival()),
+    "claims_picture": lambda: plots.claims_picture(claims.decide(frames.numbers())),
+}
+
+
+@pytest.fixture(scope="module", params=list(FIGURES))
+def drawn(request):
+    figure = FIGURES[request.param]()
+    return request.param, figure, pages.svg(figure, "example", "an example")
+
+
+def boxes(figure, artists):
+    renderer = figure.canvas.get_renderer()
+    return [artist.get_window_extent(renderer) for artist in artists]
+
+
+def test_every_panel_holds_data_and_names_its_axes(drawn):
+    name, figure, _ = drawn
+    assert figure.axes
+    for ax in figure.axes:
+        assert ax.lines or ax.patches or ax.collections, f"{name} has an empty panel"
+    labels = [text for ax in figure.axes for text in (ax.get_xlabel(), ax.get_ylabel(), ax.get_title())]
+    assert name == "claims_picture" or any(labels)
+    units = " ".join(labels)
+    assert name in ("claims_picture",) or re.search(r"\[.+\]|budget|difficulty", units), f"{name} tells no unit"
+
+
+def test_the_legend_stands_outside_the_data(drawn):
+    name, figure, _ = drawn
+    matplotlib.backends.backend_agg.FigureCanvasAgg(figure).draw()
+    assert len(figure.legends) == 1
+    legend = boxes(figure, figure.legends)[0]
+    for panel in boxes(figure, figure.axes):
+        assert not legend.overlaps(panel), f"{name}: the legend covers a panel"
+
+
+def test_text_stays_inside_the_figure(drawn):
+    name, figure, _ = drawn
+    matplotlib.backends.backend_agg.FigureCanvasAgg(figure).draw()
+    titles = [text for ax in figure.axes for text in (ax.title, ax.xaxis.label, ax.yaxis.label)] + figure.texts
+    for text, box in zip(titles, boxes(figure, titles), strict=True):
+        if text.get_text():
+            assert box.x0 >= -2 and box.x1 <= figure.bbox.x1 + 2, f"{name}: {text.get_text()!r} is cut off"
+
+
+def test_no_state_leaks(drawn):
+    assert not matplotlib.pyplot.get_fignums()
+    assert matplotlib.rcParams["svg.fonttype"] == matplotlib.rcParamsDefault["svg.fonttype"]
+
+
+def test_the_drawing_is_one_safe_element(drawn):
+    _, _, drawing = drawn
+    assert drawing.startswith("<svg role=\"img\" aria-label=\"an example\"")
+    assert drawing.count("<svg") == 1 and drawing.rstrip().endswith("</svg>")
+    for foreign in ("<script", "<metadata", "<text", "font-family", "href=\"http", "@import"):
+        assert foreign not in drawing, foreign
+    ids = set(re.findall(r'\bid="([^"]+)"', drawing))
+    assert ids and all(name.startswith("example-") for name in ids)
+    assert set(re.findall(r'(?:xlink:href="|url\()#([^")]+)', drawing)) <= ids
+
+
+@pytest.mark.parametrize("name", ["kv_summary", "claims_picture"])
+def test_the_same_frame_gives_the_same_bytes(name):
+    first, second = (pages.svg(FIGURES[name](), "same", "same") for _ in range(2))
+    assert first == second
+
+
+def test_bars_have_intervals_and_the_heights_of_the_frame():
+    summary = frames.kv_summary().query("pair == 'mini-4m' and metric == 'kv_peak'")
+    ax = plots.kv_summary(summary).axes[0]
+    heights = sorted(bar.get_height() for bar in ax.patches)
+    assert heights == pytest.approx(sorted(summary["value"]))
+    ends = sorted(tuple(line[:, 1]) for lines in ax.collections if isinstance(lines, LineCollection)
+                  for line in lines.get_segments())
+    assert np.ravel(ends) == pytest.approx(np.ravel(sorted(zip(summary["lo"], summary["hi"], strict=True))))
+
+
+def test_roles_differ_in_mark_and_dash_as_well_as_colour():
+    rllm, llm = style.ROLES["RLLM"], style.ROLES["LLM"]
+    assert len({(look.marker, look.dash, look.hatch) for look in (rllm, llm)}) == 2
+    ax = plots.kv_use_over_time(frames.engine()).axes[0]
+    assert {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in ax.lines} == {
+        (look.colour, look.dash, look.marker) for look in (rllm, llm)}
+
+
+def test_the_pool_and_the_papers_peak_are_told():
+    figure = plots.kv_use_over_time(frames.engine(), paper=frames.paper())
+    assert "pool of\n8,192 tokens" in " ".join(ax.get_ylabel() for ax in figure.axes)
+    assert "the paper's peak (7B)" in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_swimlane_phases_follow_the_times():
+    requests = pd.DataFrame({
+        "role": "RLLM", "due_s": [10.0, 10.0], "first_s": [11.0, 12.0], "visible_s": [15.0, np.nan],
+        "last_s": [16.0, 20.0], "thinking_tokens": [40, 80], "finish_reason": ["stop", "length"]})
+    ax = plots.swimlane(requests).axes[0]
+    lanes = {look: sorted((float(a), float(b)) for (a, _), (b, _) in lines.get_segments())
+             for look, lines in zip(style.PHASES, ax.collections, strict=True)}
+    assert lanes == {"queue": [(0, 1), (0, 2)], "thinking": [(1, 5), (2, 10)], "answer": [(5, 6)]}
+    assert ax.lines[0].get_xydata().tolist() == [[10.0, 1.0]]  # the one that was cut off
+
+
+def test_a_plain_model_has_no_thinking_phase():
+    requests = frames.requests().query("task == 'mini-easy' and role == 'LLM'")
+    thinking = plots.swimlane(requests).axes[0].collections[1]
+    assert len(thinking.get_segments()) == 0
+
+
+def test_difficulty_lines_have_the_given_slope():
+    slopes = frames.slopes(("output_tokens",)).query("task == 'mini-hard'")
+    figure = plots.time_vs_difficulty(frames.requests().query("task == 'mini-hard'"), slopes)
+    fits = [line.get_xydata() for line in figure.axes[0].lines if len(line.get_xydata()) == 2]
+    measured = [float((xy[1, 1] - xy[0, 1]) / (xy[1, 0] - xy[0, 0])) for xy in fits]
+    assert measured == pytest.approx(list(slopes["value"]))
+
+
+def test_outcome_shares_fill_the_bar():
+    ax = plots.outcomes(frames.shares()).axes[0]
+    assert max(bar.get_x() + bar.get_width() for bar in ax.patches) == pytest.approx(1)
+    assert len(ax.patches) == len(frames.shares())
+
+
+def test_an_unmeasured_claim_has_no_panel_but_its_line():
+    decided = claims.decide(frames.numbers())
+    figure = plots.claims_picture(decided)
+    assert len(figure.axes) == len(decided) - 1
+    assert any("not measured" in text.get_text() for text in figure.texts)
+
+
+def test_every_verdict_has_a_look():
+    assert {"supported", "not supported", "undecided"} == set(style.VERDICTS)
+    assert set(metrics.OUTCOMES) == set(style.OUTCOMES)
+
+
+@pytest.mark.parametrize("name, frame", [("kv_summary", frames.kv_summary()), ("outcomes", frames.shares()),
+                                         ("survivor", frames.survival())])
+def test_a_frame_without_rows_or_columns_is_an_error_with_a_remedy(name, frame):
+    with pytest.raises(AsuError, match="no rows"):
+        getattr(plots, name)(frame.iloc[:0])
+    with pytest.raises(AsuError, match="lacks the columns"):
+        getattr(plots, name)(frame.drop(columns=["task"]))
+
+
+def test_a_task_without_a_look_is_still_drawn():
+    figure = plots.kv_summary(frames.kv_summary().replace({"mini-hard": "a-new-task"}))
+    assert [tick.get_text() for tick in figure.axes[-1].get_xticklabels()][-1] == "a-new-task"
+
+
+def test_every_frame_column_is_documented():
+    derived = set(metrics.derive(_recorded())) - set(_recorded())
+    assert derived == set(columns.DERIVED)
+
+
+def _recorded() -> pd.DataFrame:
+    row = dict.fromkeys(columns.REQUESTS, 1.0) | {"error": None, "outcome": "correct"}
+    return pd.DataFrame([row])
