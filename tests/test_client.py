@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from asu import client as module
 from asu.bench import chunk, completion
-from asu.client import ANSWER, REASONING, Call, Client, Clock, Decoder, Fault, Mark, Reply, attribute, engine_is_dead
+from asu.client import ANSWER, REASONING, Call, Client, Clock, Decoder, Fault, Reply, attribute, engine_is_dead
 from asu.errors import AsuError
 from fake_engine import END_ID, FakeEngine
 from hypothesis import given
@@ -89,7 +89,7 @@ def test_the_role_event_is_no_token():
     decoder.feed(1.0, chunk(completion({"role": "assistant", "content": ""}, [])))
     assert decoder.marks == []
     decoder.feed(2.0, chunk(completion({"reasoning": "so"}, [5])))
-    assert [(mark.t, mark.tokens) for mark in decoder.marks] == [(2.0, 1)]
+    assert decoder.marks == [(2.0, 1, REASONING, 0)]
 
 
 def test_times_are_those_of_the_server():
@@ -334,7 +334,7 @@ def test_however_the_bytes_are_cut_the_reading_is_the_same(cuts):
     edges = np.array([*sorted(cuts), len(WHOLE)])
     ends = [WHOLE.index(f"t{i}".encode()) for i in range(10, 13)]
     ends = [WHOLE.index(b"\n", end) for end in ends]
-    assert [mark.t for mark in decoder.marks[:3]] == [float(np.argmax(edges > end)) for end in ends]
+    assert [mark[0] for mark in decoder.marks[:3]] == [float(np.argmax(edges > end)) for end in ends]
 
 
 @given(st.integers(0, len(WHOLE) - 1))
@@ -388,13 +388,13 @@ TABLE = {
 @pytest.mark.parametrize("name", TABLE)
 def test_tokens_are_attributed(name):
     marks, reasoning, expected = TABLE[name]
-    assert attribute([Mark(0.0, *mark) for mark in marks], reasoning) == expected
+    assert attribute([(0.0, *mark) for mark in marks], reasoning) == expected
 
 
 @given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 3)), max_size=12), st.none() | st.integers(0, 40),
        st.none() | st.integers(0, 11))
 def test_attribution_neither_loses_nor_invents_tokens(events, reasoning, ended):
-    marks = [Mark(0.0, tokens, texts, min(1, tokens) if i == ended else 0) for i, (tokens, texts) in enumerate(events)]
+    marks = [(0.0, tokens, texts, min(1, tokens) if i == ended else 0) for i, (tokens, texts) in enumerate(events)]
     shares = attribute(marks, reasoning)
-    assert [sum(share) for share in shares] == [mark.tokens for mark in marks]
+    assert [sum(share) for share in shares] == [tokens for tokens, _ in events]
     assert all(share >= 0 for pair in shares for share in pair)

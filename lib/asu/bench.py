@@ -75,7 +75,7 @@ class MockStream(asyncio.Protocol):
     def data_received(self, data):
         self.received += data
         head, blank, body = self.received.partition(b"\r\n\r\n")
-        if blank and len(body) >= int(head.rpartition(b"Content-Length: ")[2]):
+        if blank and len(body) >= int(head.rpartition(b"Content-Length: ")[2].partition(b"\r\n")[0]):
             self.received = b""
             asked = orjson.loads(body)
             self.transport.write(HEAD)

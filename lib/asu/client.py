@@ -1,8 +1,8 @@
 """One streaming request → its times and exact token counts; nothing derived.
 
 The client speaks HTTP/1.1 itself, on asyncio's buffered protocol: a socket read costs one stamp and one append, and
-everything else (chunked coding, server-sent events, JSON) happens later, in batches or when the stream ends. General
-HTTP clients wake a task per chunk, which at 1,000 streams delays the very stamps that are the measurement.
+everything else (chunked coding, server-sent events, JSON) happens later, a little in each turn of the event loop.
+General HTTP clients wake a task per chunk, which at 1,000 streams delays the very stamps that are the measurement.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ import gc
 import math
 import resource
 from array import array
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +24,10 @@ from asu.errors import AsuError
 
 NAN = math.nan
 READ_BUFFER = 1 << 18  # bytes one socket read can take; one buffer serves all connections
-BATCH = 1 << 15  # undecoded bytes a stream may hold before they are decoded in the middle of the run
+BATCH = 1 << 15  # undecoded bytes a stream may hold before it queues up to be decoded
+SLICE = 64  # reads of one stream decoded at a time, about 0.25 ms
+SLICE_S = 0.0005  # decoding in one turn of the event loop, between two rounds of reads
+MOST_UNDECODED = 1 << 28  # bytes over all streams; beyond that, decoding comes before reading
 KEEP_S = 2.0  # a used connection idle for longer is replaced: servers close idle ones (uvicorn after 5 s)
 LAG_EVERY_S = 0.01
 EXCERPT = 300  # characters of an error body that are kept
@@ -94,14 +98,9 @@ class Fault(Exception):
     """A reply that cannot be taken further; the text is the reply's `error`."""
 
 
-@dataclass(slots=True)
-class Mark:
-    """One stream event: time, tokens, which texts it carried, how many tokens run up to the end-of-think id."""
-
-    t: float
-    tokens: int
-    texts: int
-    split: int = 0
+# One stream event: (time [s], tokens, which texts it carried, how many tokens run up to the end-of-think id, else 0).
+# A plain tuple: an answer has thousands, and every microsecond per event is a stall for the other streams.
+Mark = tuple[float, int, int, int]
 
 
 def attribute(marks: list[Mark], reasoning_tokens: int | None) -> list[tuple[int, int]]:
@@ -113,26 +112,27 @@ def attribute(marks: list[Mark], reasoning_tokens: int | None) -> list[tuple[int
     is what the usage's `reasoning_tokens` leave over, and the mark; where the engine does not say, all but one token
     if the event brought thinking text as well, else one, the mark.
     """
-    ended = next((i for i, mark in enumerate(marks) if mark.split), None)
-    visible = next((i for i, mark in enumerate(marks) if mark.texts & ANSWER), len(marks))
+    ended = next((i for i, (_, _, _, split) in enumerate(marks) if split), None)
+    visible = next((i for i, (_, _, texts, _) in enumerate(marks) if texts & ANSWER), len(marks))
     if ended is not None:
-        turn, share = ended, marks[ended].split
-    elif not any(mark.texts & REASONING for mark in marks[:visible + 1]):
+        turn, share = ended, marks[ended][3]
+    elif not any(texts & REASONING for _, _, texts, _ in marks[:visible + 1]):
         turn, share = -1, 0
     elif visible == len(marks):
         turn, share = visible, 0
     else:
-        mark, last = marks[visible], marks[visible - 1] if visible else Mark(0.0, 0, 0)
-        both = bool(mark.texts & REASONING or last.texts and not last.tokens)  # LMDeploy counts on the last of several
+        _, tokens, texts, _ = marks[visible]
+        _, last_tokens, last_texts, _ = marks[visible - 1] if visible else (0.0, 0, 0, 0)
+        both = bool(texts & REASONING or last_texts and not last_tokens)  # LMDeploy counts on the last of several
         turn, share = visible, 0
-        if mark.tokens > 1 and (both or last.texts):
-            before = sum(mark.tokens for mark in marks[:visible])
-            wanted = reasoning_tokens + 1 - before if reasoning_tokens else mark.tokens - 1 if both else 1
-            share = min(max(wanted, int(both)), mark.tokens - 1)
-    split = [(mark.tokens, 0) if i < turn else (0, mark.tokens) for i, mark in enumerate(marks)]
+        if tokens > 1 and (both or last_texts):
+            before = sum(tokens for _, tokens, _, _ in marks[:visible])
+            wanted = reasoning_tokens + 1 - before if reasoning_tokens else tokens - 1 if both else 1
+            share = min(max(wanted, int(both)), tokens - 1)
+    split = [(tokens, 0) for _, tokens, _, _ in marks[:max(turn, 0)]]
     if 0 <= turn < len(marks):
-        split[turn] = (share, marks[turn].tokens - share)
-    return split
+        split.append((share, marks[turn][1] - share))
+    return split + [(0, tokens) for _, tokens, _, _ in marks[turn + 1:]]
 
 
 class Decoder:
@@ -275,20 +275,21 @@ class Decoder:
             return  # the role event
         self.tokens += tokens
         split = ids.index(self.think_end_id) + 1 if ids and self.think_end_id in ids else 0
-        self.marks.append(Mark(t, tokens, texts, split))
+        self.marks.append((t, tokens, texts, split))
 
     def fill(self, reply: Reply, t0: float) -> None:
         """Write what was decoded into `reply`, times relative to `t0`."""
         marks, usage = self.marks, self.usage
         shares = attribute(marks, (usage.get("completion_tokens_details") or {}).get("reasoning_tokens"))
         # An engine that never says which event held how many tokens still has a first and a last text.
-        timed = [mark.t for mark in marks if mark.tokens] or [mark.t for mark in marks]
+        timed = [t for t, tokens, _, _ in marks if tokens] or [t for t, _, _, _ in marks]
         if timed:
             reply.first_s, reply.last_s = timed[0] - t0, timed[-1] - t0
-        reply.visible_s = next((mark.t - t0 for mark in marks if mark.texts & ANSWER), NAN)
-        reply.events = [(mark.t - t0, *share) for mark, share in zip(marks, shares, strict=True) if mark.tokens]
-        reply.thinking_tokens = sum(thinking for thinking, _ in shares)
-        reply.answer_tokens = sum(answer for _, answer in shares)
+        reply.visible_s = next((t - t0 for t, _, texts, _ in marks if texts & ANSWER), NAN)
+        reply.events = [(mark[0] - t0, thinking, answer)
+                        for mark, (thinking, answer) in zip(marks, shares, strict=True) if mark[1]]
+        reply.thinking_tokens = sum([thinking for thinking, _ in shares])
+        reply.answer_tokens = self.tokens - reply.thinking_tokens
         reply.event_tokens = self.tokens
         reply.prompt_tokens = usage.get("prompt_tokens", 0)
         reply.output_tokens = usage.get("completion_tokens", self.tokens)  # a cut stream never tells
@@ -309,11 +310,40 @@ def excerpt(data: bytes) -> str:
     return text if len(text) <= EXCERPT else text[:EXCERPT] + "…"
 
 
+class Backlog:
+    """Streams with bytes to decode. Those that begin together end together, and decoding them all at once would stall
+    everyone's reads: each turn of the event loop decodes for a moment only, so that stamps come before JSON."""
+
+    def __init__(self):
+        self.waiting: deque[Connection] = deque()
+        self.undecoded = 0  # bytes over all streams
+
+    def add(self, connection: "Connection") -> None:
+        """Queue a connection that is not in the queue."""
+        connection.queued = True
+        self.waiting.append(connection)
+        if len(self.waiting) == 1:
+            asyncio.get_running_loop().call_soon(self._work)
+
+    def _work(self) -> None:
+        until = monotonic() + SLICE_S
+        while self.waiting and (monotonic() < until or self.undecoded > MOST_UNDECODED):
+            connection = self.waiting[0]
+            connection.decode(SLICE)
+            if not connection.reads:
+                connection.queued = False
+                self.waiting.popleft()
+        if self.waiting:
+            asyncio.get_running_loop().call_soon(self._work)
+
+
 class Connection(asyncio.BufferedProtocol):
     """One TCP connection that carries one exchange at a time."""
 
-    def __init__(self, buffer: memoryview):
+    def __init__(self, buffer: memoryview, backlog: Backlog):
         self.buffer = buffer  # shared: each read is copied out before the next one starts
+        self.backlog = backlog
+        self.queued = False
         self.transport: asyncio.Transport | None = None
         self.decoder: Decoder | None = None
         self.finished: asyncio.Future | None = None
@@ -334,17 +364,25 @@ class Connection(asyncio.BufferedProtocol):
         data = bytes(self.buffer[:count])
         self.reads.append((now, data))
         self.pending += count
+        self.backlog.undecoded += count
         decoder = self.decoder
         lazy = decoder is not None and decoder.chunked and decoder.body
-        # A chunked body ends in an empty line; a read shorter than that end may be the last part of one.
-        if not lazy or count < 5 or self.pending > BATCH or data.endswith(b"\r\n\r\n"):
+        if not lazy:
             self.decode()
+        # A chunked body ends in an empty line; a read shorter than that end may be the last part of one.
+        elif (count < 5 or self.pending > BATCH or data.endswith(b"\r\n\r\n")) and not self.queued:
+            self.backlog.add(self)
 
-    def decode(self):
-        """Decode the reads kept so far; ends the exchange when they complete it or cannot be read."""
-        reads, self.reads, self.pending = self.reads, [], 0
+    def decode(self, most: int | None = None):
+        """Decode the oldest `most` reads kept; ends the exchange when they complete it or cannot be read."""
+        reads = self.reads[:most]
+        del self.reads[:most]
+        size = sum([len(data) for _, data in reads])
+        self.pending -= size
+        self.backlog.undecoded -= size
         if self.decoder is None:
-            self.transport.abort()  # bytes nobody asked for
+            if reads:
+                self.transport.abort()  # bytes nobody asked for
             return
         try:
             for t, data in reads:
@@ -421,7 +459,7 @@ class Client:
         self._head = (f"POST {url.path}/v1/chat/completions HTTP/1.1\r\nHost: {url.netloc}\r\n"
                       f"Authorization: Bearer {key}\r\nContent-Type: application/json\r\n"
                       "Accept: text/event-stream\r\nContent-Length: ").encode()
-        self._buffer = memoryview(bytearray(READ_BUFFER))
+        self._buffer, self._backlog = memoryview(bytearray(READ_BUFFER)), Backlog()
         self._idle: list[Connection] = []
         self._lags = array("d")
         self._sampler: asyncio.Task | None = None
@@ -493,7 +531,7 @@ class Client:
     async def _connect(self) -> Connection:
         loop = asyncio.get_running_loop()
         _, connection = await loop.create_connection(
-            lambda: Connection(self._buffer), self.host, self.port, ssl=self.secure or None)
+            lambda: Connection(self._buffer, self._backlog), self.host, self.port, ssl=self.secure or None)
         return connection
 
     async def _take(self) -> Connection:
