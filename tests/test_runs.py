@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import toys as playthings
-from asu import journal, paths, runs, specs, tasks
+from asu import journal, paths, records, runs, specs, tasks, workload
 from asu.errors import AsuError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -51,8 +51,8 @@ except Exception as error:
 
 def finished(folder):
     """Requests in a folder's journal."""
-    records, _ = journal.read_journal(folder / "journal.jsonl")
-    return [record["row"]["request_id"] for record in records if record["kind"] == "request"]
+    lines, _ = journal.read_journal(folder / "journal.jsonl")
+    return [line["row"]["request_id"] for line in lines if line["kind"] == "request"]
 
 
 def test_a_complete_run_reads_back(toys, store, server):
@@ -61,7 +61,7 @@ def test_a_complete_run_reads_back(toys, store, server):
     run = runs.read(folder)
     assert run.spec == spec and store.find(spec, INPUTS) == folder and store.find(spec) == folder
     assert list(run.requests.request_id) == [f"p{i}#{k}" for k in range(2) for i in range(8)]
-    assert list(run.requests.columns) == runs.REQUESTS.names
+    assert list(run.requests.columns) == records.REQUESTS.names
     assert (run.requests.outcome == "correct").all() and run.requests.error.isna().all()
     assert (run.requests.thinking_tokens == THINKING).all() and (run.requests.answer_tokens == ANSWER).all()
     assert (run.requests.event_tokens == run.requests.output_tokens).all()
@@ -72,13 +72,13 @@ def test_a_complete_run_reads_back(toys, store, server):
     assert len(run.events) == 16 * (THINKING + ANSWER)
     firsts = run.events.groupby("request_id").t_s.min().loc[run.requests.request_id].to_numpy()
     assert np.abs(firsts - run.requests.first_s).max() <= 0.5e-4 + 1e-12
-    assert list(run.engine.columns) == ["session", "t_s", *runs.ENGINE] and run.engine.kv_use.between(0, 1).all()
+    assert list(run.engine.columns) == ["session", "t_s", *records.ENGINE] and run.engine.kv_use.between(0, 1).all()
     assert run.engine.spec_drafted.isna().all(), "a gauge the engine does not export is missing, not zero"
-    assert list(run.host.columns) == ["session", "t_s", *runs.HOST]
+    assert list(run.host.columns) == ["session", "t_s", *records.HOST]
     assert run.env["gap_tokens"] == 0 and run.env["failed"] == 0 and run.env["inputs"] == INPUTS
     assert len(run.env["sessions"]) == 1 and set(run.env["sessions"][0]["loop_lag_ms"]) == {"p50", "p99", "p100"}
     assert sorted(file.name for file in folder.iterdir()) == sorted([
-        "DONE", "env.json", "server.log", "spec.json", *(f"{name}.parquet" for name in runs.PARQUET)])
+        "DONE", "env.json", "server.log", "spec.json", *(f"{name}.parquet" for name in records.PARQUET)])
     assert b"secret-key" not in b"".join(file.read_bytes() for file in folder.iterdir())
 
 
@@ -124,19 +124,19 @@ def keep_first(folder, spec, store, server, load, count):
 @given(data=st.data())
 def test_a_journal_torn_at_any_byte_keeps_its_whole_lines(tmp_path, data):
     rows = st.dictionaries(st.text(), st.text() | st.integers(-9, 9) | st.floats(0, 1))
-    records = data.draw(st.lists(st.builds(lambda row: {"kind": "request", "row": row}, rows), min_size=1, max_size=5))
-    path = tmp_path / hashlib.sha256(repr(records).encode()).hexdigest()[:8]
+    written = data.draw(st.lists(st.builds(lambda row: {"kind": "request", "row": row}, rows), min_size=1, max_size=5))
+    path = tmp_path / hashlib.sha256(repr(written).encode()).hexdigest()[:8]
     path.unlink(missing_ok=True)
-    log = journal.Journal(path, len(records))
-    for record in records:
+    log = journal.Journal(path, len(written))
+    for record in written:
         log.append(record)
     log.close()
     whole = path.read_bytes()
     cut = data.draw(st.integers(0, len(whole)))
     path.write_bytes(whole[:cut])
-    again = journal.Journal(path, len(records))
-    assert again.records == records[:whole[:cut].count(b"\n")]
-    for record in records[len(again.records):]:
+    again = journal.Journal(path, len(written))
+    assert again.records == written[:whole[:cut].count(b"\n")]
+    for record in written[len(again.records):]:
         again.append(record)
     again.close()
     assert path.read_bytes() == whole
@@ -251,7 +251,7 @@ def complete(toys, store, server):
     return runs.execute(make_spec(), server, store, INPUTS)
 
 
-@pytest.mark.parametrize("name", [f"{name}.parquet" for name in runs.PARQUET] + ["spec.json", "DONE", "env.json"])
+@pytest.mark.parametrize("name", [f"{name}.parquet" for name in records.PARQUET] + ["spec.json", "DONE", "env.json"])
 @pytest.mark.parametrize("damage", ["cut", "missing"])
 def test_damage_is_found_and_never_read_as_whole(complete, name, damage):
     file = complete / name
@@ -314,7 +314,7 @@ def test_a_full_disk_while_finishing_keeps_the_journal(toys, store, server, monk
         journal.write(path, data)
 
     with monkeypatch.context() as patch, pytest.raises(AsuError, match="is full"):
-        patch.setattr(runs, "write", full)
+        patch.setattr(records, "write", full)
         runs.execute(make_spec(), server, store, INPUTS)
     assert store.find(make_spec()) is None
     assert len(runs.read(runs.execute(make_spec(), server, store, INPUTS)).requests) == 8
@@ -323,7 +323,7 @@ def test_a_full_disk_while_finishing_keeps_the_journal(toys, store, server, monk
 
 def test_resuming_with_nothing_left_to_send_only_finishes(toys, store, server, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(runs, "_finish", lambda *_: sys.exit("killed"))
+        patch.setattr(runs, "finish", lambda *_: sys.exit("killed"))
         runs.execute(make_spec(), server, store, INPUTS)
     assert len(runs.read(runs.execute(make_spec(), server, store, INPUTS)).requests) == 8
     assert len(server.fake.requests) == 8
@@ -354,7 +354,7 @@ def test_replay_asks_for_the_recorded_lengths(toys, recorded, store, server):
 
 def test_lengths_that_are_missing(recorded):
     with pytest.raises(AsuError, match="use one of: toy"):
-        runs.recorded_lengths("toys")
+        workload.recorded_lengths("toys")
     with pytest.raises(AsuError, match="no row for problem a, repeat 1"):
         runs.requests(make_spec(lengths="toy", problems=None, repeats=2, options={"random_weights": True}))
 

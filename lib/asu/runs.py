@@ -10,7 +10,6 @@ env.json holds each session's wall clock. In open loops the arrival pattern goes
 
 import asyncio
 import concurrent.futures
-import csv
 import functools
 import hashlib
 import json
@@ -18,7 +17,6 @@ import os
 import platform
 import re
 import subprocess
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -26,8 +24,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import psutil
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from asu import engines, load, models, paths, tasks
 from asu.client import Call, Client, Clock, engine_is_dead, quiet_collector
@@ -36,7 +32,11 @@ from asu.errors import AsuError
 from asu.journal import Journal, locked, space, write
 from asu.monitor import Monitor
 from asu.progress import Silent
-from asu.specs import RunSpec, canonical, digest, parse
+from asu.records import ENGINE, HOST, Run, Store, finish, pretty, read, read_spec, redo, tables
+from asu.specs import RunSpec, canonical, digest
+from asu.workload import Request, lengths_path, requests
+
+__all__ = ["Run", "Store", "execute", "inputs", "machine", "read", "requests"]
 
 PROMPT_VERSION = "one user message, the problem's prompt as it is"
 REQUEST_TIMEOUT_S = 7200.0
@@ -44,62 +44,17 @@ IDLE_TIMEOUT_S = 180.0  # longest silence of a stream that has begun; an engine 
 GAUGES_KEPT_EVERY_S = 30.0  # what a kill may lose of the gauges
 MOST_CONNECTIONS = 256  # opened ahead in open loops; more are opened when needed
 
-_INT, _FLOAT, _TEXT = pa.int32(), pa.float64(), pa.string()
-REQUESTS = pa.schema([
-    *((name, _TEXT) for name in ("request_id", "problem_id", "task")),
-    ("level", _INT), ("difficulty", _FLOAT), ("repeat", _INT), ("batch", _INT), ("session", _INT), ("seed", _INT),
-    ("max_tokens", _INT),
-    *((name, _FLOAT) for name in ("due_s", "sent_s", "first_s", "visible_s", "last_s", "end_s")),
-    *((name, _INT) for name in ("prompt_tokens", "output_tokens", "thinking_tokens", "answer_tokens", "event_tokens")),
-    *((name, _TEXT) for name in ("finish_reason", "error", "outcome", "thinking_text", "answer_text", "extracted",
-                                 "expected")),
-    ("server_ttft_s", _FLOAT), ("server_queue_s", _FLOAT),
-])
-# Event times are kept as whole tenths of a millisecond: exact enough for token gaps, and a third of the size.
-EVENTS = pa.schema([("request_id", _TEXT), ("session", _INT), ("t_100us", _INT), ("thinking_tokens", _INT),
-                    ("answer_tokens", _INT)])
-ENGINE = ("kv_use", "running", "waiting", "preemptions", "prefix_queries", "prefix_hits", "spec_drafted",
-          "spec_accepted")
-HOST = ("cpu_share", "rss_bytes", "gpu_util", "gpu_memory_bytes", "gpu_power_w", "gpu_energy_j")
-PARQUET = ("requests", "events", "engine", "host")
-
 _TIMES = ("due_s", "sent_s", "first_s", "visible_s", "last_s", "end_s")
 _FROM_REPLY = ("sent_s", "first_s", "visible_s", "last_s", "end_s", "prompt_tokens", "output_tokens",
                "thinking_tokens", "answer_tokens", "finish_reason", "error", "thinking_text", "answer_text",
                "server_ttft_s", "server_queue_s")
 
 
-@dataclass(frozen=True)
-class Request:
-    """One request to be made: a problem, which repeat of it, its sampling seed and its most output tokens."""
-
-    problem: tasks.Problem
-    repeat: int
-    seed: int
-    max_tokens: int
-
-    @property
-    def id(self) -> str:
-        return f"{self.problem.id}#{self.repeat}"
-
-
-@dataclass(frozen=True)
-class Run:
-    """A complete run as read back; the frames' columns are those of docs in `REQUESTS`, `EVENTS`, `ENGINE`, `HOST`."""
-
-    spec: RunSpec
-    requests: pd.DataFrame
-    events: pd.DataFrame
-    engine: pd.DataFrame
-    host: pd.DataFrame
-    env: dict
-
-
 # What a run's numbers depend on ---------------------------------------------------------------------------------------
 
 def inputs(spec: RunSpec) -> dict:
     """All that can change a number and is not in the spec: versions, weights, problems, prompt, lengths, machine."""
-    recorded = spec.lengths and _file_digest(_lengths_path(spec.lengths))
+    recorded = spec.lengths and _file_digest(lengths_path(spec.lengths))
     generated = spec.lengths and spec.options.random_weights
     draft = spec.options.speculation and spec.options.speculation.draft
     return {
@@ -169,173 +124,6 @@ def _digest_at(path: Path, _mtime_ns: int, _size: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# Requests of a run ----------------------------------------------------------------------------------------------------
-
-def requests(spec: RunSpec) -> list[Request]:
-    """All requests in the order they are sent: every problem once, then every problem again; the same in every run."""
-    lengths = recorded_lengths(spec.lengths) if spec.lengths else None
-    if lengths is not None and spec.options.random_weights:
-        problems = _generated_problems(spec, lengths)
-    else:
-        problems = tasks.get(spec.task).problems(spec.problems)
-    if not problems:
-        raise AsuError(f"task {spec.task} has no problems", "restore its problem file, or choose another task")
-    for problem in problems:
-        if not problem.prompt.strip():
-            raise AsuError(f"problem {problem.id} of {spec.task} has an empty prompt", "correct the problem file")
-    return [Request(problem, repeat, spec.request_seed(problem.id, repeat),
-                    _max_tokens(spec, lengths, problem.id, repeat))
-            for repeat in range(spec.repeats) for problem in problems]
-
-
-def recorded_lengths(name: str) -> dict[tuple[str, int], dict]:
-    """Rows of data/lengths/<name>.csv by (problem_id, repeat): output_tokens, and prompt_tokens for replay."""
-    path = _lengths_path(name)
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    needed = {"problem_id", "repeat", "output_tokens"}
-    if not rows or not needed <= rows[0].keys():
-        raise AsuError(f"{path} holds no recorded lengths", f"give it the columns {', '.join(sorted(needed))} and a "
-                       "row per request; prompt_tokens, level and difficulty may follow")
-    return {(row["problem_id"], int(row["repeat"])): row for row in rows}
-
-
-def _lengths_path(name: str) -> Path:
-    path = paths.LENGTHS / f"{name}.csv"
-    if not path.is_file():
-        there = ", ".join(sorted(file.stem for file in paths.LENGTHS.glob("*.csv"))) or "none there"
-        raise AsuError(f"no recorded lengths {name!r} in {paths.LENGTHS}", f"use one of: {there}")
-    return path
-
-
-def _max_tokens(spec: RunSpec, lengths: dict | None, problem_id: str, repeat: int) -> int:
-    if lengths is None:
-        return spec.sampling.budget
-    if (problem_id, repeat) not in lengths:
-        raise AsuError(f"lengths {spec.lengths} have no row for problem {problem_id}, repeat {repeat}",
-                       "lower `problems` or `repeats` to what was recorded, or record more")
-    return max(1, min(int(lengths[problem_id, repeat]["output_tokens"]), spec.sampling.budget))
-
-
-# Frequent words that common vocabularies hold as single tokens, so that n words make about n tokens.
-_WORDS = "time year people way day man thing woman life child world school state family student group country".split()
-
-
-def _generated_problems(spec: RunSpec, lengths: dict) -> list[tasks.Problem]:
-    """Prompts of the recorded length in tokens (about) and without meaning, each different from its first word on."""
-    ids = list(dict.fromkeys(problem_id for problem_id, _ in lengths))[: spec.problems]
-    found = []
-    for problem_id in ids:
-        row = lengths[next(key for key in lengths if key[0] == problem_id)]
-        draw = np.random.default_rng(spec.request_seed(problem_id, 0))
-        found.append(tasks.Problem(
-            id=problem_id, prompt=" ".join(draw.choice(_WORDS, int(row.get("prompt_tokens") or 200))), expected="",
-            level=int(row.get("level") or 0), difficulty=float(row.get("difficulty") or "nan"), task=spec.task))
-    return found
-
-
-# The store ------------------------------------------------------------------------------------------------------------
-
-class Store:
-    """Run folders under one root; a folder's name is a function of all the run's inputs."""
-
-    def __init__(self, root: Path | None = None):
-        self.root = Path(root or paths.RUNS)
-
-    def folder(self, spec: RunSpec, inputs: dict) -> Path:
-        """Where the run of `spec` with these inputs is, or will be."""
-        readable = re.sub(r"[^A-Za-z0-9.+-]+", "_", spec.name)[:100]
-        return self.root / f"{digest(spec, inputs)[:8]}-{readable}"
-
-    def find(self, spec: RunSpec, inputs: dict | None = None) -> Path | None:
-        """The complete run of `spec`, or None; without inputs (published records) the spec alone decides."""
-        if inputs is not None:
-            folder = self.folder(spec, inputs)
-            return folder if (folder / "DONE").exists() else None
-        return self.complete().get(canonical(spec.model_dump(mode="json")))
-
-    def complete(self) -> dict[str, Path]:
-        """Folders of all complete runs by their spec in canonical form."""
-        return {canonical(_read_spec(done.parent)[0].model_dump(mode="json")): done.parent
-                for done in sorted(self.root.glob("*/DONE"))}
-
-    def history(self) -> list[tuple[RunSpec, dict]]:
-        """Spec and summary (requests, output_tokens, seconds) of every complete run, for estimates."""
-        return [(_read_spec(done.parent)[0], _read_done(done.parent)) for done in sorted(self.root.glob("*/DONE"))]
-
-
-def _redo(folder: Path) -> str:
-    return f"delete {folder} and run again (restore it from the repository if it is a published record)"
-
-
-def _read_spec(folder: Path) -> tuple[RunSpec, dict, str]:
-    """Spec, inputs and digest of a folder."""
-    try:
-        data = json.loads((folder / "spec.json").read_text())
-        return parse(data["spec"], str(folder / "spec.json")), data["inputs"], data["digest"]
-    except (OSError, ValueError, KeyError) as error:
-        raise AsuError(f"{folder / 'spec.json'} cannot be read ({error})", _redo(folder)) from error
-
-
-def _read_done(folder: Path) -> dict:
-    try:
-        return json.loads((folder / "DONE").read_text())
-    except (OSError, ValueError) as error:
-        raise AsuError(f"{folder} holds no complete run", _redo(folder)) from error
-
-
-def read(folder: Path) -> Run:
-    """The run in `folder`; AsuError if anything is missing, cut short, changed since, or belongs to another spec."""
-    folder = Path(folder)
-    done = _read_done(folder)
-    spec, run_inputs, stated = _read_spec(folder)
-    if digest(spec, run_inputs) != stated or not folder.name.startswith(stated[:8]):
-        raise AsuError(f"{folder} does not belong to the spec it holds", _redo(folder))
-    frames = {}
-    for name in PARQUET:
-        file = f"{name}.parquet"
-        frames[name] = _loaded(_table(folder / file, _verified(folder, file, done), _schema(name)))
-    if len(frames["requests"]) != done["requests"] or not frames["requests"].request_id.is_unique:
-        raise AsuError(f"{folder} does not hold the {done['requests']} requests that were made", _redo(folder))
-    return Run(spec=spec, env=json.loads(_verified(folder, "env.json", done)), **frames)
-
-
-def _verified(folder: Path, name: str, done: dict) -> bytes:
-    """A file's bytes, if they are those the run was finished with."""
-    try:
-        data = (folder / name).read_bytes()
-    except OSError as error:
-        raise AsuError(f"{folder / name} cannot be read ({error.strerror})", _redo(folder)) from error
-    if hashlib.sha256(data).hexdigest() != done["files"].get(name):
-        raise AsuError(f"{folder / name} is not the file that was written: cut short or changed", _redo(folder))
-    return data
-
-
-def _table(path: Path, data: bytes, schema: pa.Schema) -> pa.Table:
-    try:
-        table = pq.read_table(pa.BufferReader(data))
-    except pa.ArrowInvalid as error:
-        raise AsuError(f"{path} cannot be read ({error})", _redo(path.parent)) from error
-    if table.schema.names != schema.names:
-        raise AsuError(f"{path} has the columns {table.schema.names}, not {schema.names}", _redo(path.parent))
-    return table
-
-
-def _schema(name: str) -> pa.Schema:
-    if name in ("requests", "events"):
-        return REQUESTS if name == "requests" else EVENTS
-    return pa.schema([("session", _INT), ("t_s", _FLOAT),
-                      *((column, _FLOAT) for column in (ENGINE if name == "engine" else HOST))])
-
-
-def _loaded(table: pa.Table) -> pd.DataFrame:
-    """Frame with 64-bit whole numbers, event times in seconds, and missing text as None-like (NaN)."""
-    frame = table.to_pandas()
-    if "t_100us" in frame:
-        frame.insert(frame.columns.get_loc("t_100us"), "t_s", frame.pop("t_100us") / 1e4)
-    return frame.astype({column: "int64" for column in frame.columns if frame[column].dtype == "int32"})
-
-
 # Making a run ---------------------------------------------------------------------------------------------------------
 
 def execute(spec: RunSpec, server, store: Store, inputs: dict, progress=None) -> Path:
@@ -356,9 +144,9 @@ def execute(spec: RunSpec, server, store: Store, inputs: dict, progress=None) ->
 def _make(spec: RunSpec, server, folder: Path, inputs: dict, progress) -> None:
     wanted = requests(spec)
     stated = digest(spec, inputs)
-    if (folder / "spec.json").exists() and _read_spec(folder)[2] != stated:
-        raise AsuError(f"{folder} belongs to another spec with the same first digits", _redo(folder))
-    write(folder / "spec.json", _pretty({"digest": stated, "spec": spec.model_dump(mode="json"), "inputs": inputs}))
+    if (folder / "spec.json").exists() and read_spec(folder)[2] != stated:
+        raise AsuError(f"{folder} belongs to another spec with the same first digits", redo(folder))
+    write(folder / "spec.json", pretty({"digest": stated, "spec": spec.model_dump(mode="json"), "inputs": inputs}))
     journal = Journal(folder / "journal.jsonl", len(wanted))
     try:
         finished = {record["row"]["request_id"] for record in journal.records if record["kind"] == "request"}
@@ -376,7 +164,13 @@ def _make(spec: RunSpec, server, folder: Path, inputs: dict, progress) -> None:
         (folder / "journal.jsonl").unlink()
         raise AsuError(f"all {len(rows)} requests of {spec.name} failed, the first with: {rows[0]['error']}",
                        "correct what the message names and run again; nothing of this run is kept")
-    _finish(spec, server, folder, inputs, wanted, journal.records)
+    made = tables(spec, wanted, journal.records)
+    env = _env(inputs, journal.records, made["requests"].to_pandas())
+    log = server.log_path.read_text(errors="replace") if server.log_path.exists() else ""
+    with space(folder, (folder / "journal.jsonl").stat().st_size):
+        finish(folder, made, env, log.replace(server.key, "***"))
+    (folder / "journal.jsonl").unlink()
+    (folder / "lock").unlink()
     progress.run_finished()
 
 
@@ -469,7 +263,8 @@ async def _serve(spec: RunSpec, server, wanted: list[Request], finished: set[str
             beside.cancel()
             if not failure.done():
                 keep(gauges())
-                keep({"kind": "end", "session": session, "ended": _wall(), "loop_lag_ms": _lag(client.loop_lag_s)})
+                keep({"kind": "end", "session": session, "ended": _wall(), "loop_lag_ms": _lag(client.loop_lag_s),
+                      "failed_polls": monitor.failed_polls})
             writer.shutdown(wait=True)
         await asyncio.gather(*writes, return_exceptions=True)  # their errors are in `failure`
         if failure.done():
@@ -563,44 +358,14 @@ def _git() -> dict:
     return {"revision": revision, "dirty": None if changes is None else bool(changes)}
 
 
-# Finishing a run ------------------------------------------------------------------------------------------------------
-
-def _finish(spec: RunSpec, server, folder: Path, inputs: dict, wanted: list[Request], records: list[dict]) -> None:
-    """Grade, write every file under a temporary name, rename, read back, and mark the folder DONE."""
-    by_id = {record["row"]["request_id"]: record for record in records if record["kind"] == "request"}
-    tables = {"requests": _requests_table(spec, wanted, by_id), "events": _events_table(wanted, by_id),
-              "engine": _gauge_table("engine", records), "host": _gauge_table("host", records)}
-    journal = folder / "journal.jsonl"
-    with space(folder, journal.stat().st_size):
-        for name, table in tables.items():
-            # Times grow slowly within a request: differences take a quarter of the bytes.
-            delta = {"t_100us": "DELTA_BINARY_PACKED"} if name == "events" else {}
-            sink = pa.BufferOutputStream()
-            pq.write_table(table, sink, compression="zstd", compression_level=9, column_encoding=delta,
-                           use_dictionary=[column for column in table.schema.names if column not in delta])
-            write(folder / f"{name}.parquet", sink.getvalue().to_pybytes())
-        log = Path(server.log_path).read_text(errors="replace") if Path(server.log_path).exists() else ""
-        write(folder / "server.log", log.replace(server.key, "***").encode() if server.key else log.encode())
-        frame = tables["requests"].to_pandas()
-        write(folder / "env.json", _pretty(_env(inputs, records, frame)))
-        kept = [*(f"{name}.parquet" for name in PARQUET), "env.json"]
-        files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in kept}
-        summary = {"requests": len(frame), "output_tokens": int(frame.output_tokens.sum()),
-                   "seconds": float(np.nanmax(frame.end_s) - np.nanmin(frame.due_s)), "files": files}
-        if len(frame) != len(wanted):
-            raise AsuError(f"{folder} holds {len(frame)} of {len(wanted)} requests", "run the same command again")
-        write(folder / "DONE", _pretty(summary))
-    journal.unlink()
-    (folder / "lock").unlink()
-
-
 def _env(inputs: dict, records: list[dict], frame: pd.DataFrame) -> dict:
     """What is told about the run beside its numbers; nothing here is needed to compute them."""
     sessions = [dict(record) for record in records if record["kind"] == "session"]
     for session in sessions:
         session.pop("kind")
         end = next((r for r in records if r["kind"] == "end" and r["session"] == session["session"]), {})
-        session |= {"ended": end.get("ended"), "loop_lag_ms": end.get("loop_lag_ms", {})}
+        session |= {"ended": end.get("ended"), "loop_lag_ms": end.get("loop_lag_ms", {}),
+                    "failed_polls": end.get("failed_polls")}
     packages = ("asu", "aiohttp", "numpy", "pandas", "pyarrow", "torch", "transformers")
     return {
         "inputs": inputs, "kv_pool_tokens": sessions[-1]["kv_pool_tokens"], "sessions": sessions,
@@ -615,51 +380,3 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _requests_table(spec: RunSpec, wanted: list[Request], by_id: dict[str, dict]) -> pa.Table:
-    """One row per request in sending order, graded unless the weights are random."""
-    task = None if spec.options.random_weights else tasks.get(spec.task)
-    rows = []
-    for request in wanted:
-        row = by_id[request.id]["row"]
-        outcome, extracted = (None, None) if task is None else tasks.outcome(
-            task, request.problem, row["answer_text"], row["finish_reason"], row["error"])
-        rows.append(row | {"outcome": outcome, "extracted": extracted})
-    return pa.Table.from_pylist(
-        [{field.name: _value(row[field.name], field.type) for field in REQUESTS} for row in rows], schema=REQUESTS)
-
-
-def _value(value, kind: pa.DataType):
-    """A journal value as its column holds it: a float that JSON could not write is NaN again."""
-    return float("nan") if value is None and kind == _FLOAT else value
-
-
-def _events_table(wanted: list[Request], by_id: dict[str, dict]) -> pa.Table:
-    """One row per stream event, by request in sending order and then by time."""
-    chosen = [by_id[request.id] for request in wanted]
-    events = np.array([event for record in chosen for event in record["events"]], dtype=float).reshape(-1, 3)
-    counts = [len(record["events"]) for record in chosen]
-    return pa.table({
-        "request_id": np.repeat([record["row"]["request_id"] for record in chosen], counts),
-        "session": np.repeat([record["row"]["session"] for record in chosen], counts).astype("int32"),
-        "t_100us": np.rint(events[:, 0] * 1e4).astype("int32"), "thinking_tokens": events[:, 1].astype("int32"),
-        "answer_tokens": events[:, 2].astype("int32")}, schema=EVENTS)
-
-
-def _gauge_table(name: str, records: list[dict]) -> pa.Table:
-    """Gauges of all sessions over time; what the engine did not tell is NaN."""
-    schema = _schema(name)
-    columns = {field.name: [] for field in schema}
-    for record in records:
-        if record["kind"] != "gauges":
-            continue
-        size = len(record[name]["t_s"])
-        columns["session"] += [record["session"]] * size
-        for column in schema.names[1:]:
-            columns[column] += [_value(value, _FLOAT) for value in record[name].get(column, [None] * size)]
-    return pa.table(columns, schema=schema)
-
-
-def _pretty(value) -> bytes:
-    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()

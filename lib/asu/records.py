@@ -1,0 +1,229 @@
+"""Complete run folders: their files and columns, how they are found, read back with validation, and finished."""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from asu import paths, tasks
+from asu.errors import AsuError
+from asu.journal import write
+from asu.specs import RunSpec, canonical, digest, parse
+from asu.workload import Request
+
+_INT, _FLOAT, _TEXT = pa.int32(), pa.float64(), pa.string()
+REQUESTS = pa.schema([
+    *((name, _TEXT) for name in ("request_id", "problem_id", "task")),
+    ("level", _INT), ("difficulty", _FLOAT), ("repeat", _INT), ("batch", _INT), ("session", _INT), ("seed", _INT),
+    ("max_tokens", _INT),
+    *((name, _FLOAT) for name in ("due_s", "sent_s", "first_s", "visible_s", "last_s", "end_s")),
+    *((name, _INT) for name in ("prompt_tokens", "output_tokens", "thinking_tokens", "answer_tokens", "event_tokens")),
+    *((name, _TEXT) for name in ("finish_reason", "error", "outcome", "thinking_text", "answer_text", "extracted",
+                                 "expected")),
+    ("server_ttft_s", _FLOAT), ("server_queue_s", _FLOAT),
+])
+# Event times are kept as whole tenths of a millisecond: exact enough for token gaps, and a third of the size.
+EVENTS = pa.schema([("request_id", _TEXT), ("session", _INT), ("t_100us", _INT), ("thinking_tokens", _INT),
+                    ("answer_tokens", _INT)])
+ENGINE = ("kv_use", "running", "waiting", "preemptions", "prefix_queries", "prefix_hits", "spec_drafted",
+          "spec_accepted")
+HOST = ("cpu_share", "rss_bytes", "gpu_util", "gpu_memory_bytes", "gpu_power_w", "gpu_energy_j")
+PARQUET = ("requests", "events", "engine", "host")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A complete run as read back; the frames' columns are those of docs in `REQUESTS`, `EVENTS`, `ENGINE`, `HOST`."""
+
+    spec: RunSpec
+    requests: pd.DataFrame
+    events: pd.DataFrame
+    engine: pd.DataFrame
+    host: pd.DataFrame
+    env: dict
+
+
+class Store:
+    """Run folders under one root; a folder's name is a function of all the run's inputs."""
+
+    def __init__(self, root: Path | None = None):
+        self.root = Path(root or paths.RUNS)
+
+    def folder(self, spec: RunSpec, inputs: dict) -> Path:
+        """Where the run of `spec` with these inputs is, or will be."""
+        readable = re.sub(r"[^A-Za-z0-9.+-]+", "_", spec.name)[:100]
+        return self.root / f"{digest(spec, inputs)[:8]}-{readable}"
+
+    def find(self, spec: RunSpec, inputs: dict | None = None) -> Path | None:
+        """The complete run of `spec`, or None; without inputs (published records) the spec alone decides."""
+        if inputs is not None:
+            folder = self.folder(spec, inputs)
+            return folder if (folder / "DONE").exists() else None
+        return self.complete().get(canonical(spec.model_dump(mode="json")))
+
+    def complete(self) -> dict[str, Path]:
+        """Folders of all complete runs by their spec in canonical form."""
+        return {canonical(read_spec(done.parent)[0].model_dump(mode="json")): done.parent
+                for done in sorted(self.root.glob("*/DONE"))}
+
+    def history(self) -> list[tuple[RunSpec, dict]]:
+        """Spec and summary (requests, output_tokens, seconds) of every complete run, for estimates."""
+        return [(read_spec(done.parent)[0], _read_done(done.parent)) for done in sorted(self.root.glob("*/DONE"))]
+
+
+def redo(folder: Path) -> str:
+    """The remedy for a folder that cannot be trusted."""
+    return f"delete {folder} and run again (restore it from the repository if it is a published record)"
+
+
+def read_spec(folder: Path) -> tuple[RunSpec, dict, str]:
+    """Spec, inputs and digest of a folder."""
+    try:
+        data = json.loads((folder / "spec.json").read_text())
+        return parse(data["spec"], str(folder / "spec.json")), data["inputs"], data["digest"]
+    except (OSError, ValueError, KeyError) as error:
+        raise AsuError(f"{folder / 'spec.json'} cannot be read ({error})", redo(folder)) from error
+
+
+def _read_done(folder: Path) -> dict:
+    try:
+        return json.loads((folder / "DONE").read_text())
+    except (OSError, ValueError) as error:
+        raise AsuError(f"{folder} holds no complete run", redo(folder)) from error
+
+
+def read(folder: Path) -> Run:
+    """The run in `folder`; AsuError if anything is missing, cut short, changed since, or belongs to another spec."""
+    return _load(Path(folder), _read_done(Path(folder)))
+
+
+def _load(folder: Path, done: dict) -> Run:
+    """The run in `folder` if it is what `done` says."""
+    spec, run_inputs, stated = read_spec(folder)
+    if digest(spec, run_inputs) != stated or not folder.name.startswith(stated[:8]):
+        raise AsuError(f"{folder} does not belong to the spec it holds", redo(folder))
+    frames = {}
+    for name in PARQUET:
+        file = f"{name}.parquet"
+        frames[name] = _loaded(_table(folder / file, _verified(folder, file, done), _schema(name)))
+    if len(frames["requests"]) != done["requests"] or not frames["requests"].request_id.is_unique:
+        raise AsuError(f"{folder} does not hold the {done['requests']} requests that were made", redo(folder))
+    return Run(spec=spec, env=json.loads(_verified(folder, "env.json", done)), **frames)
+
+
+def _verified(folder: Path, name: str, done: dict) -> bytes:
+    """A file's bytes, if they are those the run was finished with."""
+    try:
+        data = (folder / name).read_bytes()
+    except OSError as error:
+        raise AsuError(f"{folder / name} cannot be read ({error.strerror})", redo(folder)) from error
+    if hashlib.sha256(data).hexdigest() != done["files"].get(name):
+        raise AsuError(f"{folder / name} is not the file that was written: cut short or changed", redo(folder))
+    return data
+
+
+def _table(path: Path, data: bytes, schema: pa.Schema) -> pa.Table:
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+    except pa.ArrowInvalid as error:
+        raise AsuError(f"{path} cannot be read ({error})", redo(path.parent)) from error
+    if table.schema.names != schema.names:
+        raise AsuError(f"{path} has the columns {table.schema.names}, not {schema.names}", redo(path.parent))
+    return table
+
+
+def _schema(name: str) -> pa.Schema:
+    if name in ("requests", "events"):
+        return REQUESTS if name == "requests" else EVENTS
+    return pa.schema([("session", _INT), ("t_s", _FLOAT),
+                      *((column, _FLOAT) for column in (ENGINE if name == "engine" else HOST))])
+
+
+def _loaded(table: pa.Table) -> pd.DataFrame:
+    """Frame with 64-bit whole numbers, event times in seconds, and missing text as None-like (NaN)."""
+    frame = table.to_pandas()
+    if "t_100us" in frame:
+        frame.insert(frame.columns.get_loc("t_100us"), "t_s", frame.pop("t_100us") / 1e4)
+    return frame.astype({column: "int64" for column in frame.columns if frame[column].dtype == "int32"})
+
+
+def tables(spec: RunSpec, wanted: list[Request], journal: list[dict]) -> dict[str, pa.Table]:
+    """The four tables of a run from its journal, requests in sending order."""
+    by_id = {record["row"]["request_id"]: record for record in journal if record["kind"] == "request"}
+    return {"requests": _requests_table(spec, wanted, by_id), "events": _events_table(wanted, by_id),
+            "engine": _gauge_table("engine", journal), "host": _gauge_table("host", journal)}
+
+
+def finish(folder: Path, made: dict[str, pa.Table], env: dict, log: str) -> None:
+    """Write every file whole, read all back, and only then mark the folder DONE."""
+    for name, table in made.items():
+        # Times grow slowly within a request: differences take a quarter of the bytes.
+        delta = {"t_100us": "DELTA_BINARY_PACKED"} if name == "events" else {}
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd", compression_level=9, column_encoding=delta,
+                       use_dictionary=[column for column in table.schema.names if column not in delta])
+        write(folder / f"{name}.parquet", sink.getvalue().to_pybytes())
+    write(folder / "server.log", log.encode())
+    write(folder / "env.json", pretty(env))
+    requests = made["requests"].to_pandas()
+    kept = [*(f"{name}.parquet" for name in PARQUET), "env.json"]
+    done = {"requests": len(requests), "output_tokens": int(requests.output_tokens.sum()),
+            "seconds": float(np.nanmax(requests.end_s) - np.nanmin(requests.due_s)),
+            "files": {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in kept}}
+    _load(folder, done)
+    write(folder / "DONE", pretty(done))
+
+
+def _requests_table(spec: RunSpec, wanted: list[Request], by_id: dict[str, dict]) -> pa.Table:
+    """One row per request in sending order, graded unless the weights are random."""
+    task = None if spec.options.random_weights else tasks.get(spec.task)
+    rows = []
+    for request in wanted:
+        row = by_id[request.id]["row"]
+        outcome, extracted = (None, None) if task is None else tasks.outcome(
+            task, request.problem, row["answer_text"], row["finish_reason"], row["error"])
+        rows.append(row | {"outcome": outcome, "extracted": extracted})
+    return pa.Table.from_pylist(
+        [{field.name: _value(row[field.name], field.type) for field in REQUESTS} for row in rows], schema=REQUESTS)
+
+
+def _value(value, kind: pa.DataType):
+    """A journal value as its column holds it: a float that JSON could not write is NaN again."""
+    return float("nan") if value is None and kind == _FLOAT else value
+
+
+def _events_table(wanted: list[Request], by_id: dict[str, dict]) -> pa.Table:
+    """One row per stream event, by request in sending order and then by time."""
+    chosen = [by_id[request.id] for request in wanted]
+    events = np.array([event for record in chosen for event in record["events"]], dtype=float).reshape(-1, 3)
+    counts = [len(record["events"]) for record in chosen]
+    return pa.table({
+        "request_id": np.repeat([record["row"]["request_id"] for record in chosen], counts),
+        "session": np.repeat([record["row"]["session"] for record in chosen], counts).astype("int32"),
+        "t_100us": np.rint(events[:, 0] * 1e4).astype("int32"), "thinking_tokens": events[:, 1].astype("int32"),
+        "answer_tokens": events[:, 2].astype("int32")}, schema=EVENTS)
+
+
+def _gauge_table(name: str, records: list[dict]) -> pa.Table:
+    """Gauges of all sessions over time; what the engine did not tell is NaN."""
+    schema = _schema(name)
+    columns = {field.name: [] for field in schema}
+    for record in records:
+        if record["kind"] != "gauges":
+            continue
+        size = len(record[name]["t_s"])
+        columns["session"] += [record["session"]] * size
+        for column in schema.names[1:]:
+            columns[column] += [_value(value, _FLOAT) for value in record[name].get(column, [None] * size)]
+    return pa.table(columns, schema=schema)
+
+
+def pretty(value) -> bytes:
+    """JSON for people to read."""
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
