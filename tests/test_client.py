@@ -280,12 +280,37 @@ def test_many_streams_at_once_are_each_whole():
     assert {reply.output_tokens for reply in replies} == {42}
 
 
-def test_long_streams_are_decoded_as_they_come(monkeypatch):
-    monkeypatch.setattr(module, "BATCH", 2000)
+@pytest.mark.parametrize("limits", [{"BATCH": 2000}, {"BATCH": 2000, "SLICE": 1, "SLICE_S": 0.0001},
+                                    {"BATCH": 100, "MOST_UNDECODED": 0, "BUSY_S": 0.0}])
+def test_long_streams_are_decoded_as_they_come(monkeypatch, limits):
+    for name, value in limits.items():
+        monkeypatch.setattr(module, name, value)
     with FakeEngine(thinking=500, answer=100) as fake:
-        reply, = ask(fake, call(max_tokens=1000))
-    check_whole(reply)
-    assert reply.output_tokens == 602
+        replies = ask(fake, *[call(max_tokens=1000)] * 8, concurrency=8)
+    for reply in replies:
+        check_whole(reply)
+        assert reply.output_tokens == 602
+
+
+def test_a_busy_loop_decodes_nothing_until_memory_is_short():
+    class Stream:
+        def __init__(self):
+            self.reads, self.queued = [b"x"] * 4, False
+
+        def decode(self, most):
+            self.reads = []
+
+    async def main():
+        backlog, stream = module.Backlog(), Stream()
+        backlog.worked = module.monotonic() - 1  # the turn before took a second
+        backlog.add(stream)
+        backlog._work()
+        assert stream.reads and stream.queued
+        backlog.worked, backlog.undecoded = module.monotonic() - 1, module.MOST_UNDECODED + 1
+        backlog._work()
+        assert not stream.reads and not stream.queued and not backlog.waiting
+
+    asyncio.run(main())
 
 
 def test_the_loop_lag_is_sampled():

@@ -27,6 +27,7 @@ READ_BUFFER = 1 << 18  # bytes one socket read can take; one buffer serves all c
 BATCH = 1 << 15  # undecoded bytes a stream may hold before it queues up to be decoded
 SLICE = 64  # reads of one stream decoded at a time, about 0.25 ms
 SLICE_S = 0.0005  # decoding in one turn of the event loop, between two rounds of reads
+BUSY_S = 0.001  # a turn that read for longer decodes nothing: the next reads are already waiting
 MOST_UNDECODED = 1 << 28  # bytes over all streams; beyond that, decoding comes before reading
 KEEP_S = 2.0  # a used connection idle for longer is replaced: servers close idle ones (uvicorn after 5 s)
 LAG_EVERY_S = 0.01
@@ -312,11 +313,12 @@ def excerpt(data: bytes) -> str:
 
 class Backlog:
     """Streams with bytes to decode. Those that begin together end together, and decoding them all at once would stall
-    everyone's reads: each turn of the event loop decodes for a moment only, so that stamps come before JSON."""
+    everyone's reads: a turn of the event loop decodes for a moment only, and only if it is not busy reading."""
 
     def __init__(self):
         self.waiting: deque[Connection] = deque()
         self.undecoded = 0  # bytes over all streams
+        self.worked = 0.0  # when the last turn's work ended
 
     def add(self, connection: "Connection") -> None:
         """Queue a connection that is not in the queue."""
@@ -326,13 +328,15 @@ class Backlog:
             asyncio.get_running_loop().call_soon(self._work)
 
     def _work(self) -> None:
-        until = monotonic() + SLICE_S
+        now = monotonic()
+        until = now + SLICE_S if now - self.worked < BUSY_S else 0.0
         while self.waiting and (monotonic() < until or self.undecoded > MOST_UNDECODED):
             connection = self.waiting[0]
             connection.decode(SLICE)
             if not connection.reads:
                 connection.queued = False
                 self.waiting.popleft()
+        self.worked = monotonic()
         if self.waiting:
             asyncio.get_running_loop().call_soon(self._work)
 
