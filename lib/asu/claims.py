@@ -179,13 +179,13 @@ def measure(notebook: str, *, n_boot: int = stats.DRAWS, **frames: pd.DataFrame)
     if not wanted or needed != set(frames):
         raise AsuError(f"notebook {notebook!r} measures from the frames {sorted(needed)}, not {sorted(frames)}",
                        f"pass the frames named; notebooks: {', '.join(NOTEBOOKS)}")
+    by_task = {name: dict(iter(frame.groupby("task", sort=False))) for name, frame in frames.items()
+               if any(n.per_task and name in n.frames for n in wanted)}
     numbers = {}
     for n in wanted:
-        given = [frames[f] for f in n.frames]
-        numbers[n.name] = n.of(*given, n_boot=n_boot)
-        if n.per_task:
-            for task in given[0].task.unique():
-                numbers[f"{n.name}_{task}"] = n.of(*(f[f.task == task] for f in given), n_boot=n_boot)
+        numbers[n.name] = n.of(*(frames[f] for f in n.frames), n_boot=n_boot)
+        for task in by_task[n.frames[0]] if n.per_task else ():
+            numbers[f"{n.name}_{task}"] = n.of(*(by_task[f][task] for f in n.frames), n_boot=n_boot)
     return numbers
 
 

@@ -165,12 +165,15 @@ def batches(requests: pd.DataFrame, keep: Sequence[str] = ()) -> pd.DataFrame:
     last token under a barrier, sent to last without).
     """
     rows = []
-    for label, part in _parts(requests[requests.sent_s.notna()], _run_keys(requests)):
+    keys = _run_keys(requests)
+    wanted = [*keys, *keep, "due_s", "sent_s", "last_s", "end_s", "batch", "output_tokens", "error"]
+    for label, part in _parts(requests.loc[requests.sent_s.notna(), list(dict.fromkeys(wanted))], keys):
         label |= {column: part[column].iloc[0] for column in keep}
         stop, began = last_known(part).to_numpy(), part.due_s.min()
         barrier = (part.batch >= 0).all()
         start = (part.due_s if barrier else part.sent_s).to_numpy()
         slots = int(_steps(start, stop)[1].max())
+        counts = part[["output_tokens", "batch"]].assign(finished=part.error.isna())
         if barrier:
             own = [np.flatnonzero(part.batch == batch) for batch in np.unique(part.batch)]
         else:
@@ -178,8 +181,9 @@ def batches(requests: pd.DataFrame, keep: Sequence[str] = ()) -> pd.DataFrame:
         for number, members in enumerate(own):
             span = (began, stop[members].max())
             seen = members if barrier else slice(None)
-            rows.append(label | {"batch": int(part.batch.iloc[members[0]]) if barrier else number}
-                        | _batch(part.iloc[members], span, len(members) if barrier else slots, start[seen], stop[seen]))
+            mine = counts.iloc[members]
+            rows.append(label | {"batch": int(mine.batch.iloc[0]) if barrier else number}
+                        | _batch(mine, span, len(members) if barrier else slots, start[seen], stop[seen]))
             began = span[1]
     return pd.DataFrame(rows)
 
@@ -192,7 +196,7 @@ def _batch(members: pd.DataFrame, span: tuple[float, float], slots: int, start: 
     in_flight = np.where(index >= 0, n[index], 0)
     length = np.diff(edges)
     return {"start_s": span[0], "end_s": span[1], "wall_s": span[1] - span[0], "requests": len(members),
-            "finished": int(members.error.isna().sum()), "slots": slots,
+            "finished": int(members.finished.sum()), "slots": slots,
             "output_tokens": float(members.output_tokens.sum()),
             "few_s": float(length[in_flight < FEW_RUNNING * slots].sum()), "busy_s": float(length @ in_flight)}
 
