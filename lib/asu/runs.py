@@ -41,6 +41,7 @@ __all__ = ["Run", "Store", "execute", "inputs", "machine", "read", "requests"]
 PROMPT_VERSION = "one user message, the problem's prompt as it is"
 REQUEST_TIMEOUT_S = 7200.0
 IDLE_TIMEOUT_S = 180.0  # longest silence of a stream that has begun; an engine under KV pressure may pause one
+WARM_UP_TIMEOUT_S = 300.0
 GAUGES_KEPT_EVERY_S = 30.0  # what a kill may lose of the gauges
 MOST_CONNECTIONS = 256  # opened ahead in open loops; more are opened when needed
 
@@ -149,13 +150,12 @@ def _make(spec: RunSpec, server, folder: Path, inputs: dict, progress) -> None:
     write(folder / "spec.json", pretty({"digest": stated, "spec": spec.model_dump(mode="json"), "inputs": inputs}))
     journal = Journal(folder / "journal.jsonl", len(wanted))
     try:
-        finished = {record["row"]["request_id"] for record in journal.records if record["kind"] == "request"}
-        progress.run_started(spec.name, len(wanted), len(finished))
-        if len(finished) < len(wanted):
-            _in_own_loop(lambda: _serve(spec, server, wanted, finished, journal, progress))
+        done = len(finished(journal.records))
+        progress.run_started(spec.name, len(wanted), done)
+        if done < len(wanted):
+            _in_own_loop(Session(spec, server, wanted, journal, progress).serve)
     except KeyboardInterrupt:
-        kept = sum(record["kind"] == "request" for record in journal.records)
-        raise KeyboardInterrupt(f"{kept} of {len(wanted)} requests are kept in {folder}; "
+        raise KeyboardInterrupt(f"{len(finished(journal.records))} of {len(wanted)} requests are kept in {folder}; "
                                 "run the same command (or cell) again to go on with the next") from None
     finally:
         journal.close()
@@ -193,82 +193,122 @@ def _in_own_loop(coroutine) -> None:
             raise
 
 
-async def _serve(spec: RunSpec, server, wanted: list[Request], finished: set[str], journal: Journal, progress) -> None:
-    """Send every request not finished yet under the spec's load; each is in the journal soon after it ends."""
-    session = 1 + max((r["session"] for r in journal.records if r["kind"] == "session"), default=-1)
-    due = load.due_times(spec.load, len(wanted), spec.seed)
-    next_one = next(i for i, request in enumerate(wanted) if request.id not in finished)
-    begin_s = 0.0 if due is None else float(due[next_one]) if session else 0.0
-    shift_s = (_last_moment(journal.records) - begin_s) if session else 0.0
-    clock = Clock()
-    clock.t0 -= begin_s
-    loop = asyncio.get_running_loop()
-    failure = loop.create_future()
-    writer = concurrent.futures.ThreadPoolExecutor(1, "asu-journal")  # fsync must not hold up the streams
-    writes = []
+class Session:
+    """One uninterrupted part of a run: sends what is not finished yet and keeps what comes back.
 
-    def keep(record: dict) -> None:
-        write = loop.run_in_executor(writer, journal.append, record)
-        write.add_done_callback(lambda w: w.cancelled() or not w.exception() or failure.done()
-                                or failure.set_exception(w.exception()))
-        writes.append(write)
+    Its times on the run's clock are its own clock's plus `shift_s`. `failure` ends it: a dead engine or a full disk.
+    """
 
-    async def send(i: int, due_s: float, batch: int) -> None:
-        request = wanted[i]
-        if request.id in finished:
-            return
-        reply = await client.send(_call(spec, request), due_s, clock)
-        if reply.error:
-            death = await _death(server, reply.error)
-            if death:
-                failure.done() or failure.set_exception(death)
-                raise asyncio.CancelledError
-        keep({"kind": "request", **_row(request, reply, due_s, batch, session, shift_s)})
-        progress.request_finished(reply.output_tokens)
+    def __init__(self, spec: RunSpec, server, wanted: list[Request], journal: Journal, progress):
+        self.spec, self.server, self.wanted, self.journal, self.progress = spec, server, wanted, journal, progress
+        self.finished = finished(journal.records)
+        self.number = sum(record["kind"] == "session" for record in journal.records)
+        due = load.due_times(spec.load, len(wanted), spec.seed) if self.number else None
+        first = next(i for i, request in enumerate(wanted) if request.id not in self.finished)
+        # An open loop goes on at the first arrival not served, so that the rest keeps its pattern.
+        self.begin_s = 0.0 if due is None else float(due[first])
+        self.shift_s = _last_moment(journal.records) - self.begin_s if self.number else 0.0
+        self.gauges_kept = {"engine": 0, "host": 0}
+        self.writes: list[asyncio.Future] = []
+        self.writer = concurrent.futures.ThreadPoolExecutor(1, "asu-journal")  # fsync must not hold up the streams
 
-    with Monitor(server, clock) as monitor:
-        kept = {"engine": 0, "host": 0}
-
-        def gauges() -> dict:
-            record = {"kind": "gauges", "session": session}
-            for name, columns in (("engine", ENGINE), ("host", HOST)):
-                frame = getattr(monitor, f"{name}_frame")()[kept[name]:]
-                kept[name] += len(frame)
-                record[name] = {"t_s": (frame["t_s"] + shift_s).tolist()} | {
-                    column: frame[column].astype(float).tolist() for column in columns if column in frame}
-            return record
-
-        async def keep_gauges() -> None:
-            while True:
-                await asyncio.sleep(GAUGES_KEPT_EVERY_S)
-                keep(gauges())
-
-        keep({"kind": "session", "session": session, "shift_s": shift_s, "started": _wall(), **_session(server)})
-        beside = asyncio.create_task(keep_gauges())
-        client = Client(server.base_url, server.key, server.served_name, timeout_s=REQUEST_TIMEOUT_S,
-                        idle_timeout_s=IDLE_TIMEOUT_S, concurrency=_connections(spec, len(wanted)),
-                        think_end_id=_think_end_id(models.get(spec.model)))
+    async def serve(self) -> None:
+        """Send every request under the spec's load; each is in the journal soon after it ends."""
+        spec, server = self.spec, self.server
+        self.failure = asyncio.get_running_loop().create_future()
+        self.client = Client(server.base_url, server.key, server.served_name, timeout_s=REQUEST_TIMEOUT_S,
+                             idle_timeout_s=IDLE_TIMEOUT_S, concurrency=_connections(spec, len(self.wanted)),
+                             think_end_id=_think_end_id(models.get(spec.model)))
         try:
-            with quiet_collector():
-                async with client:
-                    dispatching = asyncio.create_task(load.dispatch(spec.load, len(wanted), spec.seed, send, clock))
-                    try:
-                        await asyncio.wait({dispatching, failure}, return_when=asyncio.FIRST_COMPLETED)
-                    finally:
-                        dispatching.cancel()
-                        await asyncio.gather(dispatching, return_exceptions=True)
-            if not failure.done():
-                dispatching.result()
+            async with self.client:
+                with quiet_collector():
+                    await self._dispatch()
         finally:
-            beside.cancel()
-            if not failure.done():
-                keep(gauges())
-                keep({"kind": "end", "session": session, "ended": _wall(), "loop_lag_ms": _lag(client.loop_lag_s),
-                      "failed_polls": monitor.failed_polls})
-            writer.shutdown(wait=True)
-        await asyncio.gather(*writes, return_exceptions=True)  # their errors are in `failure`
-        if failure.done():
-            failure.result()
+            self.writer.shutdown(wait=True)
+        await asyncio.gather(*self.writes, return_exceptions=True)  # their errors are in `failure`
+        if self.failure.done():
+            self.failure.result()
+
+    async def _dispatch(self) -> None:
+        self.clock = Clock()
+        self.clock.t0 -= self.begin_s
+        self._keep({"kind": "session", "session": self.number, "shift_s": self.shift_s, "started": _wall(),
+                    **_where(self.server)})
+        with Monitor(self.server, self.clock) as self.monitor:
+            dispatching = asyncio.create_task(
+                load.dispatch(self.spec.load, len(self.wanted), self.spec.seed, self._send, self.clock))
+            beside = asyncio.create_task(self._keep_gauges())
+            try:
+                await asyncio.wait({dispatching, self.failure}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                dispatching.cancel()
+                beside.cancel()
+                await asyncio.gather(dispatching, beside, return_exceptions=True)
+                if not self.failure.done():
+                    self._keep(self._gauges())
+                    self._keep({"kind": "end", "session": self.number, "ended": _wall(),
+                                "loop_lag_ms": _lag(self.client.loop_lag_s), "failed_polls": self.monitor.failed_polls})
+        if not self.failure.done():
+            dispatching.result()
+
+    async def _send(self, i: int, due_s: float, batch: int) -> None:
+        request = self.wanted[i]
+        if request.id in self.finished:
+            return
+        reply = await self.client.send(_call(self.spec, request), due_s, self.clock)
+        death = reply.error and await _death(self.server, reply.error)
+        if death:
+            self._fail(death)
+            raise asyncio.CancelledError
+        self._keep({"kind": "request", **_row(request, reply, due_s, batch, self.number, self.shift_s)})
+        self.progress.request_finished(reply.output_tokens)
+
+    def _keep(self, record: dict) -> None:
+        """Write a record without waiting for the disk."""
+        write = asyncio.get_running_loop().run_in_executor(self.writer, self.journal.append, record)
+        write.add_done_callback(lambda done: done.cancelled() or self._fail(done.exception()))
+        self.writes.append(write)
+
+    def _fail(self, error: BaseException | None) -> None:
+        if error and not self.failure.done():
+            self.failure.set_exception(error)
+
+    async def _keep_gauges(self) -> None:
+        while True:
+            await asyncio.sleep(GAUGES_KEPT_EVERY_S)
+            self._keep(self._gauges())
+
+    def _gauges(self) -> dict:
+        """Journal form of the samples since the last call."""
+        record = {"kind": "gauges", "session": self.number}
+        for name, frame in (("engine", self.monitor.engine_frame()), ("host", self.monitor.host_frame())):
+            new = frame[self.gauges_kept[name]:]
+            self.gauges_kept[name] = len(frame)
+            columns = [column for column in (ENGINE if name == "engine" else HOST) if column in new]
+            record[name] = {"t_s": (new["t_s"] + self.shift_s).tolist(), **new[columns].to_dict("list")}
+        return record
+
+
+def finished(journal: list[dict]) -> set[str]:
+    """Ids of the requests a journal holds."""
+    return {record["row"]["request_id"] for record in journal if record["kind"] == "request"}
+
+
+def warm_up(spec: RunSpec, server) -> None:
+    """One short request that nobody counts: engines load and compile on the first. AsuError if it fails."""
+    sampling = spec.sampling
+
+    async def send():
+        async with Client(server.base_url, server.key, server.served_name, timeout_s=WARM_UP_TIMEOUT_S,
+                          idle_timeout_s=IDLE_TIMEOUT_S, concurrency=1) as client:
+            call = Call("Ready?", 8, sampling.temperature, sampling.top_p, 0)
+            reply = await client.send(call, 0.0, Clock())
+        if reply.error:
+            raise await _death(server, reply.error) or AsuError(
+                f"the {spec.engine} server for {spec.model} started but cannot answer: {reply.error}",
+                "correct what the message names and run again")
+
+    _in_own_loop(send)
 
 
 def _connections(spec: RunSpec, count: int) -> int:
@@ -340,7 +380,7 @@ def _wall() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _session(server) -> dict:
+def _where(server) -> dict:
     """What a session records about where it runs."""
     return {"server_start_s": server.start_s, "kv_pool_tokens": server.kv_pool_tokens, "git": _git()}
 

@@ -184,6 +184,7 @@ class Study:
         progress.server_starting(f"{first.engine} with {first.model}")
         engine = engines.get(first.engine)
         with server(engine, models.get(first.model), first.options, log_path=log_path) as running:
+            runs.warm_up(first, running)
             for spec in group:
                 if spec.options.prefix_caching:  # else a run would profit from the prompts of the one before
                     running.reset_prefix_cache()
