@@ -25,7 +25,8 @@ from asu.specs import Batch, Gamma, Load
 
 TTFT_S = 0.2
 GAP_S = 0.01
-SLOT_S = 0.001  # the mock writes in slots: streams are spread over the ten slots of a gap
+SLOT_S = 0.001  # the mock writes in slots
+SLOTS = round(GAP_S / SLOT_S)  # streams are spread over those of a gap
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -98,11 +99,10 @@ async def serve(pipe) -> None:
 
     def start(stream: MockStream, request: int, tokens: int) -> None:
         written[request] = array("d")
-        slot = int((monotonic() + TTFT_S) / SLOT_S) + request % round(GAP_S / SLOT_S)
+        slot = int((monotonic() + TTFT_S) / SLOT_S) + request % SLOTS
         slots.setdefault(slot, []).append((stream, written[request], tokens))
 
     async def write() -> None:
-        step = round(GAP_S / SLOT_S)
         now = int(monotonic() / SLOT_S)
         while True:
             for slot in range(now, now := int(monotonic() / SLOT_S)):
@@ -114,7 +114,7 @@ async def serve(pipe) -> None:
                     times.append(monotonic())
                     stream.transport.write(last_chunks(tokens) if last else THOUGHT)
                     if not last:
-                        slots.setdefault(slot + step, []).append(entry)
+                        slots.setdefault(slot + SLOTS, []).append(entry)
             await asyncio.sleep(SLOT_S / 4)
 
     server = await loop.create_server(lambda: MockStream(start), "127.0.0.1", 0, backlog=2048)
@@ -174,10 +174,10 @@ def row(scene: Scene) -> dict:
     every = np.concatenate([a - b for a, b in zip(stamped, true, strict=True)])
     gaps = np.concatenate([np.diff(a) for a in stamped])
     true_gaps = np.concatenate([np.diff(b) for b in true])
-    ttft = [replies[i].first_s - replies[i].sent_s - TTFT_S for i in whole]
+    ttft = [replies[i].first_s - replies[i].sent_s - TTFT_S - i % SLOTS * SLOT_S for i in whole]
     lag = [reply.sent_s - reply.due_s for reply in replies]
     return {"scene": scene.title, "failed": len(failed), "tokens/s": sum(r.event_tokens for r in replies) / wall,
-            "client CPU": cpu / wall,
+            "client CPU [cores]": cpu / wall,
             **_percentiles("TTFT − nominal", ttft), **_percentiles("TTFT error", first),
             **_percentiles("token error", every), **_percentiles("gap error", np.abs(gaps - true_gaps)),
             "gap p99": np.percentile(gaps, 99) * 1e3, "mock's gap p99": np.percentile(true_gaps, 99) * 1e3,
