@@ -166,7 +166,7 @@ def test_development_endpoints_only_where_the_prefix_cache_needs_them(on, folder
     (dict(tensor_parallel=2), "tensor_parallel: 2"),
     (dict(memory_share=0.5), "memory_share.*kv_pool_tokens"),
     (dict(kv_pool_tokens=5000), "multiple of the block of 32 tokens.*5024"),
-    (dict(kv_pool_tokens=2048, context=4096), "cannot hold one context"),
+    (dict(kv_pool_tokens=4096, context=4096), "cannot hold one context.*at least 4128"),
     (dict(speculation=Speculation(method="draft", tokens=2, draft="/nowhere/at/all")), "no draft model"),
 ])
 def test_vllm_on_the_cpu_refuses(on, folder, options, message):

@@ -220,6 +220,14 @@ def test_reset_without_prefix_cache_is_nothing_and_with_one_needs_a_path(tmp_pat
             server.reset_prefix_cache()
 
 
+def test_a_reply_left_unread_is_not_taken_for_the_next(tmp_path):
+    with serve(Fake(tmp_path), tmp_path) as server:
+        launcher = server._launcher
+        launcher._channel.sendall(json.dumps({"poll": server.pid, "id": -1}).encode() + b"\n")
+        child = worker(server)
+    assert gone(child)
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_group_dies_with_its_owner(tmp_path, how):
     """Whatever ends the process that holds the Server, kill -9 included, ends the engine and its children."""

@@ -3,6 +3,7 @@
 import atexit
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -32,10 +33,11 @@ PORT_TAKEN = ("Address already in use", "address already in use", "Errno 98")
 class Launcher:
     """Our end of one supervisor process (see supervisor.py); shared by all servers that start the same way."""
 
-    _shared: dict[tuple[str, str | None], "Launcher"] = {}
+    _shared: dict[tuple, "Launcher"] = {}
 
     def __init__(self, python: str, module: str | None, env: dict[str, str]):
         self._lock = threading.Lock()
+        self._asked = 0
         self._errors = tempfile.TemporaryFile()
         self._channel, theirs = socket.socketpair()
         # -P keeps this folder off the module path, where its vllm.py would hide the real one.
@@ -53,21 +55,24 @@ class Launcher:
     def shared(cls, engine: Engine, env: dict[str, str]) -> "Launcher":
         """The running launcher for `engine`, started if there is none; a warm one needs the engine's interpreter."""
         module = engine.warm_module
-        key = (engine.python if module else sys.executable, module)
+        python = engine.python if module else sys.executable
+        key = (python, module, env.get("HF_HUB_OFFLINE") if module else None)  # this one is read when it imports
         if key not in cls._shared or cls._shared[key]._process.poll() is not None:
-            cls._shared[key] = cls(*key, env if module else {})
+            cls._shared[key] = cls(python, module, env if module else {})
         return cls._shared[key]
 
     def ask(self, request: dict) -> dict:
         """One request, one reply; AsuError with what the supervisor wrote if it is gone."""
         with self._lock:
+            self._asked += 1
             try:
-                self._channel.sendall(json.dumps(request).encode() + b"\n")
-                reply = self._replies.readline()
+                self._channel.sendall(json.dumps(request | {"id": self._asked}).encode() + b"\n")
+                for line in self._replies:
+                    reply = json.loads(line)
+                    if reply["id"] == self._asked:  # an older one was left unread by a Ctrl-C
+                        return reply
             except OSError:
-                reply = ""
-        if reply:
-            return json.loads(reply)
+                pass  # told below, with what the supervisor wrote
         self._errors.seek(0)
         tail = self._errors.read().decode(errors="replace")[-3000:]
         raise AsuError(f"the process that starts the engine is gone\n{tail}",
@@ -220,8 +225,16 @@ class Server:
         return _DIRECT.open(request, timeout=timeout)
 
     def _error(self, what: str, remedy: str) -> AsuError:
-        return AsuError(f"the {self.engine.name} server for {self.model.name} {what}; end of {self.log_path}:\n"
-                        f"{self.log_tail()}", remedy)
+        return AsuError(f"the {self.engine.name} server for {self.model.name} {what}{self._causes()}\n"
+                        f"  end of {self.log_path}:\n{self.log_tail()}", remedy)
+
+    def _causes(self) -> str:
+        """First exceptions of the log, one line each: an engine's last lines are often only the echo of them."""
+        if not self.log_path.is_file():
+            return ""
+        lines = [line for line in self.log_path.read_text(errors="replace").splitlines() if "WARNING" not in line]
+        found = re.findall(r"\b(\w*(?:Error|Exception): .+)", "\n".join(lines))
+        return "".join(f"\n  {cause}" for cause in list(dict.fromkeys(found))[:3])
 
     def _stop(self) -> None:
         if self.pid is None:

@@ -2,7 +2,7 @@
 
 Run as `python supervisor.py FD [MODULE]` with the standard library alone; FD is a socket to the owner. With MODULE,
 `MODULE.preload()` is called once and each server is a fork that calls `MODULE.serve(argv)`; without, a fork and exec.
-One JSON line per request and per reply:
+One JSON line per request and per reply, which repeats the request's "id":
     {"start": argv, "env": {...}, "log": path}  ->  {"pid": process group of the server}
     {"poll": pid}                               ->  {"code": exit code, or null while it runs}
     {"stop": pid, "grace_s": seconds}           ->  {"code": exit code} once the whole group is gone
@@ -46,7 +46,7 @@ class Supervisor:
                 else:
                     reply = {"code": self.stop(request["stop"], request["grace_s"])}
                 try:
-                    self.channel.sendall(json.dumps(reply).encode() + b"\n")
+                    self.channel.sendall(json.dumps(reply | {"id": request["id"]}).encode() + b"\n")
                 except (BrokenPipeError, ConnectionResetError):
                     break
         for pid in list(self.codes):
@@ -60,7 +60,7 @@ class Supervisor:
                 os.setpgid(pid, pid)
             self.codes[pid] = None
             return pid
-        code = 127
+        code = 1
         try:
             os.setpgid(0, 0)
             _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

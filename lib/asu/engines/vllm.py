@@ -66,9 +66,11 @@ class VLLM(base.Engine):
         if options.kv_pool_tokens is not None and options.kv_pool_tokens % block:
             raise AsuError(f"kv_pool_tokens {options.kv_pool_tokens} is not a multiple of the block of {block} tokens",
                            f"use {-(-options.kv_pool_tokens // block) * block}")
-        if options.kv_pool_tokens is not None and options.kv_pool_tokens < options.context:
+        # vLLM keeps one block of the pool for itself.
+        if options.kv_pool_tokens is not None and options.kv_pool_tokens < options.context + block:
             raise AsuError(f"a KV pool of {options.kv_pool_tokens} tokens cannot hold one context of {options.context}",
-                           "raise kv_pool_tokens or lower context")
+                           f"raise kv_pool_tokens to at least {-(-options.context // block) * block + block}, "
+                           "or lower context")
         if options.speculation is not None and options.speculation.draft is not None:
             draft = Path(options.speculation.draft)
             if draft.is_absolute() and not draft.is_dir():
