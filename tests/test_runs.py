@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import toys as playthings
-from asu import journal, paths, records, runs, specs, tasks, workload
+from asu import journal, models, paths, records, runs, tasks, workload
 from asu.errors import AsuError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -374,6 +374,23 @@ def test_missing_weights_are_an_error(tmp_path, monkeypatch):
         runs._weights_digest("mini-4m-think", random=False)
 
 
+def test_a_model_out_of_reach_is_an_error(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(AsuError, match="nobody/nothing is not on this machine and the hub cannot be reached"):
+        runs._hub_commit("nobody/nothing", "main")
+
+
+def test_the_end_of_thinking_is_found_in_the_tokenizer(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "MODELS", tmp_path)
+    folder = tmp_path / "mini-4m-think"
+    folder.mkdir()
+    added = [{"id": 3, "content": "<think>"}, {"id": 4, "content": "</think>"}]
+    (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+    assert runs._think_end_id(models.get("mini-4m-think")) == 4
+    assert runs._think_end_id(models.get("mini-4m-direct")) is None
+
+
 def test_weights_digest_follows_every_byte(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "MODELS", tmp_path)
     folder = tmp_path / "mini-4m-think"
@@ -391,4 +408,3 @@ def test_weights_digest_follows_every_byte(tmp_path, monkeypatch):
 
 def test_the_machine_names_its_processor():
     assert runs.machine()["cores"] == len(os.sched_getaffinity(0)) and runs.machine()["cpu"]
-    assert specs.canonical(runs.machine())

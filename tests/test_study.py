@@ -215,6 +215,8 @@ def test_published_records_are_matched_by_spec_alone(done, tmp_path, monkeypatch
 def test_a_plan_says_what_blocks_a_run(store):
     plan = Study(models="r1-qwen-7b", tasks="mini-easy", engines="vlm", problems=2, store=store).plan()
     assert plan.blocked[0] == "unknown engine 'vlm'" and not plan.done[0]
+    plan = Study(models="mini-4m-think", tasks="mini-easy", problems=2, kv_pool_tokens=100, store=store).plan()
+    assert "kv_pool_tokens 100" in plan.blocked[0]
 
 
 def test_estimates_learn_from_like_runs(done):

@@ -39,7 +39,7 @@ PARQUET = ("requests", "events", "engine", "host")
 
 @dataclass(frozen=True)
 class Run:
-    """A complete run as read back; the frames' columns are those of docs in `REQUESTS`, `EVENTS`, `ENGINE`, `HOST`."""
+    """A complete run as read back; `asu.columns` says what each column of the frames means."""
 
     spec: RunSpec
     requests: pd.DataFrame

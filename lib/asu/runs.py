@@ -318,8 +318,12 @@ def _connections(spec: RunSpec, count: int) -> int:
 
 
 def _think_end_id(model: models.Model) -> int | None:
-    """Id of the token that ends the thinking, from the tokenizer of local weights; None where it is not one token."""
+    """Id of the token that ends the thinking, from the local or cached tokenizer; None where it is not one token."""
+    from huggingface_hub import try_to_load_from_cache
+
     file = model.folder / "tokenizer.json"
+    if model.hub and not file.is_file():
+        file = Path(try_to_load_from_cache(model.hub, "tokenizer.json", revision=model.revision) or file)
     if not model.thinks or not file.is_file():
         return None
     added = json.loads(file.read_text()).get("added_tokens", [])

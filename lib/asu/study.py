@@ -143,6 +143,8 @@ class Study:
                 models.get(spec.model)
                 folder = self.store.find(spec, None if self._records else runs.inputs(spec))
                 blocked = None
+                if folder is None and not self._records:
+                    _check(spec)
             except AsuError as error:
                 folder, blocked = None, error.problem
             rows.append({"run": spec.name, **labels(spec), "server": number[spec], "done": folder is not None,
@@ -164,8 +166,7 @@ class Study:
         if self._records:
             raise self._missing(missing)
         for spec in missing:
-            model = models.get(spec.model)
-            engines.get(spec.engine).check(spec.options, model, base.source(model))
+            _check(spec)
             runs.requests(spec)  # an error in the problems or lengths shows now, not after a server's start
         progress = progress or Progress()
         history, groups = self.store.history(), self.groups(missing)
@@ -250,6 +251,12 @@ class Study:
                          "gap_tokens": env["gap_tokens"], "sessions": len(env["sessions"]),
                          "lag_p99_ms": max(lag, default=float("nan")), "started": env["sessions"][0]["started"]})
         return pd.DataFrame(rows)
+
+
+def _check(spec: RunSpec) -> None:
+    """AsuError if the engine cannot do on this machine what the spec asks."""
+    model = models.get(spec.model)
+    engines.get(spec.engine).check(spec.options, model, base.source(model))
 
 
 def env_inputs(env: dict) -> dict:
