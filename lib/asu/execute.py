@@ -22,6 +22,14 @@ def _failure(error: Exception) -> dict:
             "tail": "\n".join("\n".join(lines).splitlines()[-8:])}
 
 
+def _private():
+    """Settings under which a kernel talks encrypted, where the messaging library can: other users share the machine."""
+    import zmq
+    from traitlets.config import Config
+
+    return Config(KernelManager={"transport_encryption": "auto" if zmq.has("curve") else "disabled"})
+
+
 def main() -> None:
     """Execute `source` with `parameters` into `target`, the kernel being this interpreter's."""
     import papermill
@@ -36,7 +44,7 @@ def main() -> None:
     try:
         papermill.execute_notebook(request["source"], request["target"], parameters=request["parameters"],
                                    cwd=request["cwd"], kernel_name="python3", progress_bar=False,
-                                   stderr_file=sys.stderr)
+                                   stderr_file=sys.stderr, config=_private())
     except Exception as error:  # whatever a notebook raised is an answer, not a crash
         failure = _failure(error)
     json.dump({"failure": failure}, answer_to)
