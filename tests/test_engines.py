@@ -204,6 +204,15 @@ def test_missing_weights_file(on, folder, name):
         check("vllm", DIRECT, folder)
 
 
+def test_context_over_the_models(on, folder):
+    on("gpu", HOPPER)
+    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 1024}))
+    for name in engines.ENGINES:
+        check(name, DIRECT, folder, context=1024)
+        with pytest.raises(AsuError, match="(?s)2048 tokens is over the model's 1024.*budget"):
+            check(name, DIRECT, folder, context=2048)
+
+
 def test_missing_weights_folder(on, folder):
     on("cpu")
     with pytest.raises(AsuError, match="no weights folder"):

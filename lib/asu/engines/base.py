@@ -193,6 +193,15 @@ def check_weights(model: Model, source: str, random_weights: bool) -> None:
                        else "restore them: git checkout data/models, or make miniature")
 
 
+def check_context(model: Model, source: str, context: int) -> None:
+    """Raise AsuError if `context` [tokens] is more than the positions of a local model without rope scaling."""
+    found = config(source)
+    positions = found.get("max_position_embeddings")
+    if positions is not None and not found.get("rope_scaling") and context > positions:
+        raise AsuError(f"{model.name}: a context of {context} tokens is over the model's {positions}",
+                       f"set context to at most {positions}, and the budget below it")
+
+
 def refuse(engine: str, field: str, value: object, can: Collection[str], why: str = "") -> AsuError:
     """The error for an option this engine cannot do here; `can` lists the values it accepts."""
     return AsuError(f"{engine} cannot do {field}: {value}{' (' + why + ')' if why else ''}",

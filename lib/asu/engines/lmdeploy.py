@@ -43,6 +43,7 @@ class LMDeploy(base.Engine):
         self.installed()
         # It has no dummy load format: random weights must lie in real files.
         base.check_weights(model, source, random_weights=False)
+        base.check_context(model, source, options.context)
         if options.weights not in WEIGHTS:
             raise base.refuse("LMDeploy", "weights", options.weights, WEIGHTS)
         quantised = Path(source).is_dir() and "quantization_config" in base.config(source)

