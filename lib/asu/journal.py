@@ -36,7 +36,7 @@ class Journal:
     def __init__(self, path: Path, expected: int):
         self.records, size = read_journal(path)
         self._path, self._expected = path, expected
-        self._file = path.open("ab")
+        self._file = path.open("ab", buffering=0)
         self._file.truncate(size)
 
     def append(self, record: dict) -> None:
@@ -44,23 +44,18 @@ class Journal:
         line = orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n"
         written = os.fstat(self._file.fileno()).st_size
         done = sum(r["kind"] == "request" for r in self.records)
-        # Each request still to come takes about such a line, and the parquet files at most as much as the journal.
-        with space(self._path.parent, 2 * len(line) * max(1, self._expected - done) + written):
+        # Requests to come take a mean line each, and the parquet files at most as much as the whole journal.
+        mean = (written + len(line)) // (len(self.records) + 1)
+        with space(self._path.parent, 2 * mean * max(1, self._expected - done) + written):
             try:
-                self._file.write(line)
-                self._file.flush()
+                rest = memoryview(line)
+                while rest:
+                    rest = rest[self._file.write(rest):]
                 os.fsync(self._file.fileno())
             except OSError:
-                self._discard(written)
+                self._file.truncate(written)  # a part of the line may be there
                 raise
         self.records.append(record)
-
-    def _discard(self, size: int) -> None:
-        """Forget a line of which only a part was written: the buffered rest must not follow later."""
-        os.truncate(self._path, size)
-        with contextlib.suppress(OSError):
-            self._file.close()
-        self._file = self._path.open("ab")
 
     def close(self) -> None:
         self._file.close()
