@@ -176,7 +176,7 @@ class VLLM(base.Engine):
 
 
 def _cpu_flags(options: EngineOptions) -> list[str]:
-    """Without compiling (it takes 13 s more of a start than it saves in minutes) and without splitting prefills.
+    """Without compiling (13 s more per start, for at best a fifth of the worker's time) and without splitting prefills.
 
     A split prefill of a request with a seed, as any preempted one is, ends the engine on the CPU ("CPU Generator does
     not use offset", vLLM 0.32). The step's token budget must then hold a full context beside everyone else's decode.
