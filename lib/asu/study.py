@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import hashlib
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -180,7 +181,8 @@ class Study:
     def _work(self, group: Group, progress, server: Callable) -> Iterator[Path]:
         """One server, all its runs."""
         first = group[0]
-        log_path = self.store.root / "servers" / f"{os.getpid()}-{first.engine}-{first.model}.log"
+        key = hashlib.sha256(first.server_key.encode()).hexdigest()[:8]
+        log_path = self.store.root / "servers" / f"{first.engine}-{first.model}-{key}-{os.getpid()}.log"
         log_path.parent.mkdir(parents=True, exist_ok=True)
         progress.server_starting(f"{first.engine} with {first.model}")
         engine = engines.get(first.engine)
