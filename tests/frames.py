@@ -109,16 +109,6 @@ def budget_curve() -> pd.DataFrame:
     return _interval(frame.assign(value=value), 0.05).assign(hi=lambda f: f["hi"].clip(upper=1))
 
 
-def paper_budgets() -> pd.DataFrame:
-    budgets = [256, 512, 1024, 2048, 4096, 8192, 16384, 20480]
-    curves = {("mini-easy", "14B"): [7, 47, 84, 88, 88, 88, 88, 88],
-              ("mini-easy", "32B"): [11, 80, 93, 93, 93, 93, 93, 93],
-              ("mini-hard", "14B"): [0, 0, 0, 6.7, 26.7, 60, 66.7, 70]}
-    return pd.DataFrame([{"task": task, "model": model, "budget": budget, "value": value / 100}
-                         for (task, model), values in curves.items()
-                         for budget, value in zip(budgets, values, strict=True)])
-
-
 def batch_curve() -> pd.DataFrame:
     frame = _product(task=TASKS, role=ROLES, batch=[8, 16, 32], metric=["tps", "ttfvt_mean", "accuracy"])
     slope = frame["metric"].map({"tps": 40.0, "ttfvt_mean": 0.3, "accuracy": 0.0})

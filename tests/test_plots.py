@@ -12,11 +12,6 @@ from asu import claims, columns, metrics, pages, plots, style
 from asu.errors import AsuError
 from matplotlib.collections import LineCollection
 
-PAPER_RUNNING = pd.DataFrame(
-    [("mini-medium", "RLLM", 50, 4), ("mini-medium", "LLM", 10, 1), ("mini-hard", "RLLM", 90, 11)],
-    columns=["task", "role", "t_s", "running"])
-PAPER_DIFFERENCES = pd.DataFrame({"task": frames.TASKS, "value": [0.08, 0.63, 0.234, 0.12]})
-
 
 def hard():
     return frames.requests().query("task == 'mini-hard'")
@@ -25,15 +20,15 @@ def hard():
 FIGURES = {
     "kv_use_over_time": lambda: plots.kv_use_over_time(
         frames.engine(), frames.engine().assign(predicted=lambda f: f["kv_use"] * 0.9), frames.paper()),
-    "kv_summary": lambda: plots.kv_summary(frames.kv_summary(), frames.paper()),
+    "kv_summary": lambda: plots.kv_summary(frames.kv_summary(), claims.paper("kv_peak", size="7B")),
     "running_over_time": lambda: plots.running_over_time(frames.engine(("batch16", "closed16"), ("mini-4m",)),
-                                                         PAPER_RUNNING),
+                                                         plots.PAPER_RUNNING),
     "swimlane": lambda: plots.swimlane(hard()),
-    "straggler_summary": lambda: plots.straggler_summary(frames.stragglers()),
+    "straggler_summary": lambda: plots.straggler_summary(frames.stragglers(), claims.paper("straggler_share")),
     "time_vs_difficulty": lambda: plots.time_vs_difficulty(frames.requests(), frames.slopes()),
-    "domain_preference": lambda: plots.domain_preference(frames.differences(), PAPER_DIFFERENCES),
+    "domain_preference": lambda: plots.domain_preference(frames.differences(), claims.paper("accuracy")),
     "outcomes": lambda: plots.outcomes(frames.shares()),
-    "budget_curve": lambda: plots.budget_curve(frames.budget_curve(), frames.paper_budgets()),
+    "budget_curve": lambda: plots.budget_curve(frames.budget_curve(), claims.paper("accuracy_by_budget")),
     "batch_size": lambda: plots.batch_size(frames.batch_curve()),
     "survivor": lambda: plots.survivor(frames.survival()),
     "claims_picture": lambda: plots.claims_picture(claims.decide(frames.numbers())),
@@ -124,6 +119,15 @@ def test_the_pool_and_the_papers_peak_are_told():
     figure = plots.kv_use_over_time(frames.engine(), paper=frames.paper())
     assert "pool of\n8,192 tokens" in " ".join(ax.get_ylabel() for ax in figure.axes)
     assert "the paper's peak (7B)" in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_the_papers_marks_stand_at_the_papers_values():
+    ax = plots.domain_preference(frames.differences(), claims.paper("accuracy")).axes[0]
+    marks = {round(float(line.get_xdata()[0]), 1): int(line.get_ydata()[0])
+             for line in ax.lines if line.get_marker() == style.PAPER.marker and line.get_markerfacecolor() == "white"}
+    assert marks == {8.0: 0, 63.0: 1, 23.4: 2, 12.0: 3}
+    figure = plots.straggler_summary(frames.stragglers(), claims.paper("straggler_share"))
+    assert sum(len(ax.lines) for ax in figure.axes) == 1  # one number, on the one bar it belongs to
 
 
 def test_swimlane_phases_follow_the_times():

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import browser
 import matplotlib
@@ -238,6 +239,24 @@ def test_each_input_of_a_notebook_moves_its_digest(built, tmp_path, monkeypatch)
     assert len(set(digests)) == len(digests)
 
 
+def test_run_folders_are_those_that_are_complete(monkeypatch):
+    plan = pd.DataFrame({"run": ["a", "b"], "folder": ["/runs/a", None]})
+    monkeypatch.setattr(report.profiles, "study_of", lambda stem, profile: SimpleNamespace(plan=lambda: plan))
+    assert report.run_folders("01_first", "tiny") == [Path("/runs/a")]
+    monkeypatch.setattr(report.profiles, "study_of",
+                        lambda stem, profile: SimpleNamespace(plan=lambda: pd.DataFrame([])))
+    assert report.run_folders("00_summary", "tiny") == []
+
+
+def test_serving_counts_a_shared_server_start_once(tmp_path):
+    for name, seconds in (("a", 30.0), ("b", 20.0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "DONE").write_text(json.dumps({"seconds": seconds}))
+        (tmp_path / name / "env.json").write_text(json.dumps({"sessions": [{"server_start_s": 40.0}]}))
+    assert report.serving([tmp_path / "a", tmp_path / "b"], 10.0).startswith("50% of 2 min")
+    assert report.serving([], 10.0) == "no run was read"
+
+
 def test_a_failing_notebook_names_its_cell_and_leaves_no_page(house, monkeypatch):
     monkeypatch.setenv("ASU_OUTPUT", str(house))
     (paths.PROFILES / "tiny.yaml").write_text("profile: tiny\ndescription: d\nnotebooks:\n  01_bad:\n  02_worse:\n")
@@ -335,6 +354,12 @@ def test_the_columns_page_in_a_browser(built):
     assert seen["wide"] <= 0
     for word in ("visible_s", "kv_use", "tbt_answer_s", "goodput" if "goodput" in pages.METRICS else "tps"):
         assert word in seen["text"]
+
+
+def test_without_a_browser_the_test_says_how_to_get_one(monkeypatch):
+    monkeypatch.setattr(browser.shutil, "which", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="apt-get install -y chromium"):
+        browser.visit("about:blank", {})
 
 
 # --- publishing -----------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """Every figure of the study: one function each, tidy frames in, a matplotlib Figure out.
 
 Frames carry the columns of `Study` (task, pair, role, load, budget, ...). A summary frame is tidy: one row per
-`metric`, with `value`, `lo` and `hi`. `paper` frames hold the paper's numbers under the same columns, without an
-interval.
+`metric`, with `value`, `lo` and `hi`. `paper` frames hold the paper's numbers: rows of `claims.paper`, or the same
+columns as the measured frame, without an interval.
 """
 
 from collections.abc import Iterable
@@ -18,12 +18,20 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from asu import style
-from asu.claims import CLAIMS
+from asu.claims import CLAIMS, SETS
 from asu.errors import AsuError
 from asu.metrics import METRICS
 from asu.stats import Estimate
 
 PERCENT = PercentFormatter(1.0, decimals=None)
+
+# Requests still running of a batch of 16, 7B, read off the paper's figure.
+PAPER_RUNNING = pd.DataFrame(
+    [("MATH-500", "RLLM", 0, 16), ("MATH-500", "RLLM", 50, 4), ("MATH-500", "RLLM", 80, 2),
+     ("MATH-500", "RLLM", 200, 2), ("MATH-500", "LLM", 0, 16), ("MATH-500", "LLM", 10, 1),
+     ("AIME-2024", "RLLM", 0, 16), ("AIME-2024", "RLLM", 90, 11), ("AIME-2024", "RLLM", 200, 11),
+     ("AIME-2024", "LLM", 0, 16), ("AIME-2024", "LLM", 20, 4)],
+    columns=["set", "role", "t_s", "running"])
 
 
 def _need(frame: pd.DataFrame, columns: Iterable[str], what: str) -> pd.DataFrame:
@@ -58,6 +66,14 @@ def _select(frame: pd.DataFrame | None, **where) -> pd.DataFrame:
         if column in frame:
             frame = frame[frame[column] == value]
     return frame
+
+
+def _theirs(paper: pd.DataFrame | None, tasks: Iterable[str]) -> pd.DataFrame | None:
+    """The paper's rows under this module's columns: each of `tasks` gets those of the set it is or stands for."""
+    if paper is None or "task" in paper:
+        return paper
+    sets = pd.DataFrame([(task, SETS[task]) for task in set(tasks) if task in SETS], columns=["task", "set"])
+    return paper.rename(columns={"quantity": "metric", "x": "budget", "size": "model"}).merge(sets, on="set")
 
 
 def _grid(frame, row: str, column: str, height: float, sharex=False, sharey="row", rows=None, columns=None):
@@ -135,7 +151,7 @@ def _bars(ax: Axes, frame: pd.DataFrame, series: list[tuple], paper: pd.DataFram
         _whisker(ax, x, rows)
         for task, at in zip(rows["task"], x, strict=True):
             theirs = _select(paper, task=task, **where)
-            if "value" in theirs:
+            if len(theirs):
                 ax.plot([at] * len(theirs), theirs["value"], style.PAPER.marker, markerfacecolor="white",
                         markeredgecolor=style.INK, markersize=5.5, zorder=4)
     ax.set_xticks(range(len(tasks)), [style.task(task).label for task in tasks], rotation=30, ha="right")
@@ -156,6 +172,7 @@ def kv_use_over_time(engine: pd.DataFrame, predicted: pd.DataFrame | None = None
     (share) for kv_use, from `metrics.kv_prediction`; paper: task, role, value (peak share), marked at the right edge.
     """
     _need(engine, ["task", "pair", "role", "run", "t_s", "kv_use", "kv_pool_actual"], "kv_use_over_time")
+    paper = _theirs(paper, engine["task"])
     figure, panels = _grid(engine, "pair", "task", height=1.75, sharey=True)
     for (pair, task), ax in panels.items():
         here = engine[(engine["pair"] == pair) & (engine["task"] == task)]
@@ -198,6 +215,7 @@ def kv_summary(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> Figu
     paper: task, role, metric, value.
     """
     _need(summary, ["task", "pair", "role", "metric", "value", "lo", "hi"], "kv_summary")
+    paper = _theirs(paper, summary["task"])
     metrics = list(dict.fromkeys(summary["metric"]))
     figure, panels = _grid(summary, "pair", "metric", height=2.1, columns=metrics)
     series = [({"role": role}, style.role(role), True) for role in style.ordered(summary["role"], style.ROLES)]
@@ -221,10 +239,11 @@ def kv_summary(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> Figu
 def running_over_time(engine: pd.DataFrame, paper: pd.DataFrame | None = None) -> Figure:
     """Requests running against time, one panel per load (barrier, continuous) and task.
 
-    engine: task, role, load, run, t_s, running; paper: task, role, t_s, running (its batch of 16 on a GPU), drawn in
-    the barrier's panels against a time axis of its own, above.
+    engine: task, role, load, run, t_s, running; paper: PAPER_RUNNING (a batch of 16 on a GPU), drawn in the barrier's
+    panels against a time axis of its own, above.
     """
     _need(engine, ["task", "role", "load", "run", "t_s", "running"], "running_over_time")
+    paper = _theirs(paper, engine["task"])
     figure, panels = _grid(engine, "load", "task", height=1.9, sharey=True)
     drawn = False
     for (load, task), ax in panels.items():
@@ -318,7 +337,10 @@ def straggler_summary(summary: pd.DataFrame, paper: pd.DataFrame | None = None) 
     """
     _need(summary, ["task", "role", "load", "metric", "value", "lo", "hi"], "straggler_summary")
     order = list(dict.fromkeys(summary["metric"]))
-    loads = sorted(set(summary["load"]))
+    loads = sorted(set(summary["load"]))  # "batch…" first
+    paper = _theirs(paper, summary["task"])
+    if paper is not None and "load" not in paper:
+        paper = paper.assign(load=loads[0])  # the paper's client always waits for the whole batch
     roles = style.ordered(summary["role"], style.ROLES)
     figure = Figure(figsize=(style.WIDTH, 3.7), layout="constrained")
     for ax, metric in zip(figure.subplots(1, len(order), squeeze=False)[0], order, strict=True):
@@ -382,10 +404,14 @@ def time_vs_difficulty(requests: pd.DataFrame, slopes: pd.DataFrame) -> Figure:
 def domain_preference(differences: pd.DataFrame, paper: pd.DataFrame | None = None) -> Figure:
     """Accuracy of RLLM minus LLM on the same problems, per task, with its interval.
 
-    differences: task, pair, value, lo, hi (shares of one); paper: task, value.
+    differences: task, pair, value, lo, hi (shares of one); paper: task, value, or both roles' accuracies.
     """
     _need(differences, ["task", "pair", "value", "lo", "hi"], "domain_preference")
     tasks = style.ordered(differences["task"], style.TASKS)
+    paper = _theirs(paper, tasks)
+    if paper is not None and "role" in paper:
+        by_role = paper.pivot(index="task", columns="role", values="value")
+        paper = (by_role["RLLM"] - by_role["LLM"]).rename("value").reset_index()
     pairs = sorted(set(differences["pair"]))
     figure = Figure(figsize=(style.WIDTH, 1.4 + 0.62 * len(tasks)), layout="constrained")
     ax = figure.subplots()
@@ -462,6 +488,7 @@ def budget_curve(curve: pd.DataFrame, paper: pd.DataFrame | None = None) -> Figu
     """
     _need(curve, ["task", "role", "budget", "metric", "value", "lo", "hi"], "budget_curve")
     tasks = style.ordered(curve["task"], style.TASKS)
+    paper = _theirs(paper, tasks)
     names = ["accuracy", "cut_off"] + ([] if paper is None else ["normalised"])
     figure = Figure(figsize=(style.WIDTH, 1.85 * len(names) + 0.9), layout="constrained")
     axes = figure.subplots(len(names), len(tasks), sharey="row", squeeze=False)
@@ -529,7 +556,7 @@ def _normalised(ax: Axes, ours: pd.DataFrame, theirs: pd.DataFrame) -> None:
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"1/{round(1 / x)}" if x < 1 else f"{x:g}"))
     ax.set_xticks([1 / 64, 1 / 8, 1])
     ax.minorticks_off()
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(0, 1.15)  # some of the paper's curves fall again after their best
     ax.set_xlabel("budget / largest")
 
 
@@ -621,7 +648,8 @@ def claims_picture(decided: pd.DataFrame) -> Figure:
         figure.text(0.79, middle, f"{look.label}\n{fill(measured, 26)}", va="center", fontsize=7.5)
     handles = [Line2D([], [], color=look.colour, marker=look.marker, label=look.label)
                for look in style.VERDICTS.values()]
-    handles += [Patch(color=style.VERDICTS["supported"].colour, alpha=0.15, label="the claim holds"), _paper_handle("the paper's number")]
+    handles += [Patch(color=style.VERDICTS["supported"].colour, alpha=0.15, label="the claim holds"),
+                _paper_handle("the paper's number")]
     figure.legend(handles=handles, loc="upper center", ncols=5, bbox_to_anchor=(0.5, 1.0))
     return figure
 

@@ -210,7 +210,12 @@ def _wave(wave: list[Job], profile_name: str, known: list[Job], jobs: int, progr
         progress(f"{job.stem}: done in {clock_text(seconds)}")
 
     with ThreadPoolExecutor(max(1, jobs)) as pool:
-        list(pool.map(work, due))
+        futures = [pool.submit(work, job) for job in due]
+        try:
+            for future in futures:
+                future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)  # after Ctrl-C nothing new may start
     if failures:
         raise failures[0]
 
