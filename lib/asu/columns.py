@@ -22,6 +22,7 @@ LABELS = {
 REQUESTS = {
     "request_id": ("", "problem and repeat, as problem#repeat"),
     "problem_id": ("", "problem"),
+    "task": LABELS["task"],
     "level": ("", "the set's own level of the problem"),
     "difficulty": ("", "the set's own number for how hard the problem is, e.g. operations"),
     "repeat": ("", "which time the problem was asked, from 0"),
