@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from typing import Annotated, Literal, Union
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -61,7 +61,7 @@ class Trace(Spec):
         return f"trace-{self.name}x{self.speed:g}"
 
 
-Load = Annotated[Union[Batch, Closed, Gamma, Trace], Field(discriminator="kind")]
+Load = Annotated[Batch | Closed | Gamma | Trace, Field(discriminator="kind")]
 
 
 class Speculation(Spec):
@@ -83,7 +83,7 @@ class EngineOptions(Spec):
 
     weights: Literal["bf16", "fp8", "w4a16", "w8a8", "awq", "bnb4"] = "bf16"
     kv_cache: Literal["bf16", "fp8_e4m3", "fp8_e5m2", "int8_per_token_head", "int8", "int4"] = "bf16"
-    kv_pool_tokens: int | None = Field(default=None, gt=0)  # size of the KV pool [tokens]; None: the engine's own choice
+    kv_pool_tokens: int | None = Field(default=None, gt=0)  # size of the KV pool [tokens]; None: as the engine chooses
     memory_share: float | None = Field(default=None, gt=0, le=1)  # share of GPU memory the engine may take
     max_requests: int = Field(default=64, gt=0)  # most requests in one engine step
     context: int = Field(default=4096, gt=0)  # prompt + output [tokens]
@@ -100,6 +100,7 @@ class Sampling(Spec):
     temperature: float = Field(default=0.6, ge=0)
     top_p: float = Field(default=0.95, gt=0, le=1)
     budget: int = Field(default=2048, gt=0)
+    logprobs: bool = False  # record the log-probability of every drawn token
 
 
 class RunSpec(Spec):
@@ -115,12 +116,13 @@ class RunSpec(Spec):
     sampling: Sampling = Sampling()
     seed: int = Field(default=0, ge=0)
     lengths: str | None = None  # replay: name of the recorded output lengths in data/lengths
+    trial: int = Field(default=0, ge=0)  # which repetition of an otherwise equal run, seeds included
 
     @model_validator(mode="after")
     def _budget_fits(self):
         if self.sampling.budget >= self.options.context:
-            raise ValueError(
-                f"budget {self.sampling.budget} leaves no room for a prompt in a context of {self.options.context} tokens")
+            raise ValueError(f"budget {self.sampling.budget} leaves no room for a prompt in a context of "
+                             f"{self.options.context} tokens")
         return self
 
     @property
@@ -146,7 +148,7 @@ def canonical(value) -> str:
 
 
 def digest(spec: RunSpec, inputs: dict) -> str:
-    """SHA-256 over the spec and over `inputs`, all else that can change a number (versions, weights, problems, machine)."""
+    """SHA-256 over the spec and over `inputs`: all else that can change a number (versions, weights, machine)."""
     return hashlib.sha256(canonical({"spec": spec.model_dump(mode="json"), "inputs": inputs}).encode()).hexdigest()
 
 
