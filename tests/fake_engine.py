@@ -33,7 +33,8 @@ class FakeEngine:
     mode: vllm (ids per event), speculation (several tokens an event), lmdeploy (ids on the last of several events,
     usage only at the end), old (reasoning_content, no ids, cumulative usage when asked for).
     thinking, answer: words of each text, a token each; then one end-of-think mark (if any thinking) and one
-    end-of-sequence. `script(prompt) -> (thinking text, answer text)` gives other texts.
+    end-of-sequence. `script(prompt) -> (thinking text, answer text)` gives other texts. Where asked for, the
+    log-probability of a token is −id/64.
     fault, or fault(request index): "http 400", "cut", "malformed", "hang", "error", "no done", "no usage", "close".
     die_after: the server is gone when one more request than this comes in.
     """
@@ -204,6 +205,9 @@ class FakeEngine:
                 event = _event(delta, finish if last and end else None)
                 if ids_wanted and end:
                     event["choices"][0]["token_ids"] = [token for token, _, _ in group]
+                if body.get("logprobs") and end:
+                    event["choices"][0]["logprobs"] = {"content": [
+                        {"token": text, "logprob": -token / 64} for token, _, text in group]}
                 if options.get("continuous_usage_stats") and self.mode != "lmdeploy":
                     event["usage"] = {"prompt_tokens": 9, "completion_tokens": sent, "total_tokens": 9 + sent}
                 found.append((len(group) + withheld if end else 0, event))

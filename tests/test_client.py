@@ -133,7 +133,19 @@ def test_the_body_says_what_was_asked():
 def test_what_was_not_asked_is_not_in_the_body():
     with FakeEngine() as fake:
         ask(fake)
-    assert not {"ignore_eos", "min_tokens", "priority", "chat_template_kwargs"} & fake.requests[0].keys()
+    assert not {"ignore_eos", "min_tokens", "priority", "chat_template_kwargs", "logprobs"} & fake.requests[0].keys()
+
+
+@pytest.mark.parametrize("mode", ["vllm", "speculation", "lmdeploy"])
+def test_log_probabilities_are_summed_over_the_tokens_of_an_event(mode):
+    with FakeEngine(mode=mode, thinking=5, answer=3) as fake:
+        asked, = ask(fake, call(logprobs=True), think_end_id=END_ID)
+        plain, = ask(fake, call(), think_end_id=END_ID)
+    ids = [100, 101, 102, 103, 104, END_ID, 100, 101, 102, 2]
+    size = {"vllm": 1, "speculation": 3, "lmdeploy": 8}[mode]
+    assert fake.requests[0]["logprobs"] is True and plain.logprobs == []
+    assert asked.logprobs == [-sum(ids[i:i + size]) / 64 for i in range(0, len(ids), size)]
+    check_whole(asked)
 
 
 def test_a_fixed_length_is_replayed():

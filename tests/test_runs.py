@@ -68,8 +68,9 @@ def test_a_complete_run_reads_back(toys, store, server):
     assert list(run.requests.seed[:8]) == [spec.request_seed(f"p{i}", 0) for i in range(8)]
     times = run.requests[["due_s", "sent_s", "first_s", "visible_s", "last_s", "end_s"]].to_numpy()
     assert (np.diff(times, axis=1) >= 0).all() and (times >= 0).all()
-    assert list(run.events.columns) == ["request_id", "session", "t_s", "thinking_tokens", "answer_tokens"]
-    assert len(run.events) == 16 * (THINKING + ANSWER)
+    assert list(run.events.columns) == ["request_id", "session", "t_s", "thinking_tokens", "answer_tokens",
+                                        "logprob"]
+    assert len(run.events) == 16 * (THINKING + ANSWER) and run.events.logprob.isna().all()
     firsts = run.events.groupby("request_id").t_s.min().loc[run.requests.request_id].to_numpy()
     assert np.abs(firsts - run.requests.first_s).max() <= 0.5e-4 + 1e-12
     assert list(run.engine.columns) == ["session", "t_s", *records.ENGINE] and run.engine.kv_use.between(0, 1).all()
@@ -80,6 +81,15 @@ def test_a_complete_run_reads_back(toys, store, server):
     assert sorted(file.name for file in folder.iterdir()) == sorted([
         "DONE", "env.json", "server.log", "spec.json", *(f"{name}.parquet" for name in records.PARQUET)])
     assert b"secret-key" not in b"".join(file.read_bytes() for file in folder.iterdir())
+
+
+def test_log_probabilities_are_kept_where_asked(toys, store, server):
+    spec = make_spec(sampling={"budget": 64, "logprobs": True})
+    events = runs.read(runs.execute(spec, server, store, INPUTS)).events
+    assert all(body["logprobs"] for body in server.fake.requests)
+    first = events[events.request_id == "p0#0"]
+    assert first.logprob.tolist() == [-i / 64 for i in (100, 101, 102, 7, 100, 2)]
+    assert events.logprob.notna().all()
 
 
 def test_a_complete_run_is_not_made_again(toys, store, server):

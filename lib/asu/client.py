@@ -59,6 +59,7 @@ class Call:
     min_tokens: int | None = None
     priority: int | None = None
     chat_options: dict | None = None
+    logprobs: bool = False
 
 
 @dataclass
@@ -88,6 +89,7 @@ class Reply:
     server_ttft_s: float = NAN  # scheduled → first token, without the queue, where the engine tells
     server_queue_s: float = NAN
     events: list[tuple[float, int, int]] = field(default_factory=list)  # (t_s, thinking_tokens, answer_tokens)
+    logprobs: list[float] = field(default_factory=list)  # per event, summed over its tokens; empty: not asked for
 
 
 def engine_is_dead(error: str | None) -> bool:
@@ -144,6 +146,7 @@ class Decoder:
         self.status = 0
         self.chunked = self.keep_alive = self.body = self.complete = self.done = False
         self.marks: list[Mark] = []
+        self.logprobs: list[float] = []  # one per mark
         self.thinking: list[str] = []
         self.answer: list[str] = []
         self.usage: dict = {}
@@ -277,6 +280,8 @@ class Decoder:
         self.tokens += tokens
         split = ids.index(self.think_end_id) + 1 if ids and self.think_end_id in ids else 0
         self.marks.append((t, tokens, texts, split))
+        told = choice.get("logprobs")
+        self.logprobs.append(sum([token["logprob"] for token in told["content"]]) if told else NAN)
 
     def fill(self, reply: Reply, t0: float) -> None:
         """Write what was decoded into `reply`, times relative to `t0`."""
@@ -289,6 +294,8 @@ class Decoder:
         reply.visible_s = next((t - t0 for t, _, texts, _ in marks if texts & ANSWER), NAN)
         reply.events = [(mark[0] - t0, thinking, answer)
                         for mark, (thinking, answer) in zip(marks, shares, strict=True) if mark[1]]
+        told = [logprob for mark, logprob in zip(marks, self.logprobs, strict=True) if mark[1]]
+        reply.logprobs = [] if np.isnan(told).all() else told
         reply.thinking_tokens = sum([thinking for thinking, _ in shares])
         reply.answer_tokens = self.tokens - reply.thinking_tokens
         reply.event_tokens = self.tokens
@@ -529,7 +536,7 @@ class Client:
                 "stream_options": {"include_usage": True}, "return_token_ids": True, "max_tokens": call.max_tokens,
                 "temperature": call.temperature, "top_p": call.top_p, "seed": call.seed}
         optional = {"ignore_eos": call.ignore_eos or None, "min_tokens": call.min_tokens, "priority": call.priority,
-                    "chat_template_kwargs": call.chat_options}
+                    "chat_template_kwargs": call.chat_options, "logprobs": call.logprobs or None}
         return body | {name: value for name, value in optional.items() if value is not None} | self.extras
 
     async def _connect(self) -> Connection:

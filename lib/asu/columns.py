@@ -17,6 +17,7 @@ LABELS = {
     "prefix_caching": ("", "whether KV of equal prompt beginnings is reused"),
     "speculation": ("", "speculative decoding: method and tokens drafted, or none"),
     "max_requests": ("", "most requests in one engine step"),
+    "trial": ("", "which repetition of an otherwise equal run, seeds included"),
 }
 
 REQUESTS = {
@@ -73,6 +74,7 @@ EVENTS = {
     "t_s": ("s", "when the stream's event was read"),
     "thinking_tokens": ("tok", "thinking tokens first seen in the event"),
     "answer_tokens": ("tok", "answer tokens first seen in the event"),
+    "logprob": ("nat", "log-probability of the event's tokens, summed, as the engine tells it; empty: not asked for"),
 }
 
 ENGINE = {

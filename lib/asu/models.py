@@ -78,5 +78,6 @@ CATALOGUE = {model.name: model for model in _ALL}
 def get(name: str) -> Model:
     """The model called `name`, or an error that lists the names there are."""
     if name not in CATALOGUE:
-        raise AsuError(f"unknown model {name!r}", f"use one of: {', '.join(CATALOGUE)}; lib/asu/models.py adds new ones")
+        raise AsuError(f"unknown model {name!r}",
+                       f"use one of: {', '.join(CATALOGUE)}; lib/asu/models.py adds new ones")
     return CATALOGUE[name]

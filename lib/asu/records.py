@@ -30,7 +30,7 @@ REQUESTS = pa.schema([
 ])
 # Event times are kept as whole tenths of a millisecond: exact enough for token gaps, and a third of the size.
 EVENTS = pa.schema([("request_id", _TEXT), ("session", _INT), ("t_100us", _INT), ("thinking_tokens", _INT),
-                    ("answer_tokens", _INT)])
+                    ("answer_tokens", _INT), ("logprob", _FLOAT)])
 ENGINE = ("kv_use", "running", "waiting", "preemptions", "prefix_queries", "prefix_hits", "spec_drafted",
           "spec_accepted")
 HOST = ("cpu_share", "rss_bytes", "gpu_util", "gpu_memory_bytes", "gpu_power_w", "gpu_energy_j")
@@ -203,11 +203,13 @@ def _events_table(wanted: list[Request], by_id: dict[str, dict]) -> pa.Table:
     chosen = [by_id[request.id] for request in wanted]
     events = np.array([event for record in chosen for event in record["events"]], dtype=float).reshape(-1, 3)
     counts = [len(record["events"]) for record in chosen]
+    told = [record.get("logprobs") or [None] * count for record, count in zip(chosen, counts, strict=True)]
     return pa.table({
         "request_id": np.repeat([record["row"]["request_id"] for record in chosen], counts),
         "session": np.repeat([record["row"]["session"] for record in chosen], counts).astype("int32"),
         "t_100us": np.rint(events[:, 0] * 1e4).astype("int32"), "thinking_tokens": events[:, 1].astype("int32"),
-        "answer_tokens": events[:, 2].astype("int32")}, schema=EVENTS)
+        "answer_tokens": events[:, 2].astype("int32"),
+        "logprob": [_value(logprob, _FLOAT) for one in told for logprob in one]}, schema=EVENTS)
 
 
 def _gauge_table(name: str, records: list[dict]) -> pa.Table:

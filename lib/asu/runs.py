@@ -335,7 +335,7 @@ def _call(spec: RunSpec, request: Request) -> Call:
     sampling = spec.sampling
     return Call(request.problem.prompt, request.max_tokens, sampling.temperature, sampling.top_p, request.seed,
                 ignore_eos=fixed, min_tokens=request.max_tokens if fixed else None,
-                chat_options=models.get(spec.model).chat_options)
+                chat_options=models.get(spec.model).chat_options, logprobs=sampling.logprobs)
 
 
 def _row(request: Request, reply, due_s: float, batch: int, session: int, shift_s: float) -> dict:
@@ -348,7 +348,8 @@ def _row(request: Request, reply, due_s: float, batch: int, session: int, shift_
            "event_tokens": sum(thinking + answer for _, thinking, answer in reply.events), "expected": problem.expected}
     for name in _TIMES:
         row[name] = row[name] + shift_s
-    return {"row": row, "events": [(t + shift_s, thinking, answer) for t, thinking, answer in reply.events]}
+    return {"row": row, "events": [(t + shift_s, thinking, answer) for t, thinking, answer in reply.events],
+            "logprobs": reply.logprobs}
 
 
 def _last_moment(records: list[dict]) -> float:

@@ -86,7 +86,8 @@ class Study:
     """Runs by their axes, each a value or a list: `Study(models=[...], tasks=[...], budgets=[256, 1024], seed=7)`.
 
     Axes: engine, model, task, load, problems, repeats, seed, trial, lengths, budget, temperature, top_p, logprobs, and
-    every field of `specs.EngineOptions`; singular or plural. problems, repeats and budget may be given by task: {"mini-easy": 40}.
+    every field of `specs.EngineOptions`; singular or plural. problems, repeats and budget may be given by task:
+    {"mini-easy": 40}.
     `records` (or the environment variable ASU_RECORDS) names published records in data/runs to read instead.
     """
 

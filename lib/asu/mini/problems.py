@@ -20,8 +20,8 @@ LEVELS = (1, 2, 3, 4, 5)
 PER_LEVEL = 60  # problems of one level in each published set
 TEST_SEED = 20260
 
-# Training text covers these grades of a family. The published sets take five grades as their levels, some of them harder
-# than any in training: more operations, larger moduli.
+# Training text covers these grades of a family. The published sets take five grades as their levels, some of them
+# harder than any in training: more operations, larger moduli.
 GRADES = {"mini-easy": range(1, 9), "mini-medium": range(1, 9), "mini-hard": range(1, 8), "mini-facts": range(1, 6)}
 PUBLISHED = {"mini-easy": (2, 3, 6, 7, 8), "mini-medium": (2, 4, 5, 9, 10), "mini-hard": (3, 5, 7, 8, 9),
              "mini-facts": (1, 2, 3, 4, 5)}
@@ -139,8 +139,8 @@ def _reduce(tree):
 
 # grade -> (smallest and largest modulus, fewest and most trials)
 HARD = {1: ((20, 50), (5, 15)), 2: ((40, 99), (12, 39)), 3: ((80, 150), (30, 79)), 4: ((120, 200), (60, 119)),
-        5: ((160, 300), (100, 159)), 6: ((220, 400), (140, 219)), 7: ((300, 500), (220, 299)), 8: ((501, 520), (220, 259)),
-        9: ((501, 520), (260, 289))}
+        5: ((160, 300), (100, 159)), 6: ((220, 400), (140, 219)), 7: ((300, 500), (220, 299)),
+        8: ((501, 520), (220, 259)), 9: ((501, 520), (260, 289))}
 
 
 def hard(rng: random.Random, grade: int) -> Item:

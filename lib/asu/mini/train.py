@@ -180,7 +180,8 @@ def train_all(out: Path, fraction: float = 1.0, device: str = "cuda") -> None:
             for name, recipe in RECIPES.items()}
         failed = [name for name, child in children.items() if child.wait()]
     if failed:
-        raise AsuError(f"training failed: {', '.join(failed)}", "read the traceback above; one GPU with 20 GB is enough")
+        raise AsuError(f"training failed: {', '.join(failed)}",
+                       "read the traceback above; one GPU with 20 GB is enough")
     for name, recipe in RECIPES.items():
         record = json.loads((out / name / "training.json").read_text())
         record["documents"] = held["think" if recipe.thinks else "direct"]
