@@ -157,3 +157,11 @@ def headline(notebook: nbformat.NotebookNode) -> tuple[str, str]:
     lines = opening.strip().splitlines() or [""]
     paragraph = " ".join(lines[1:]).strip()
     return lines[0].lstrip("# ").strip(), re.sub(r"\[([^]]*)\]\([^)]*\)|[*`_]{1,2}", r"\1", paragraph)
+
+
+def front(title: str, first: str, profiles: list[str]) -> str:
+    """The page one folder above the reports: it opens the report of profile `first` and links to the others."""
+    links = "".join(f'<li><a href="{escape(name)}/index.html">{escape(name)}</a></li>' for name in profiles)
+    return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+            f'<meta http-equiv="refresh" content="0; url={escape(first)}/index.html"></head>'
+            f"<body><p>Reports:</p><ul>{links}</ul></body></html>\n")

@@ -376,6 +376,8 @@ def _index(profile_name: str, known: list[Job], provenance: Mapping[str, str]) -
                        claims=_claim_rows(profile_name, {job.stem for job in made}), cards=cards)
     path = out / "index.html"
     _write(path, pages.page(TITLE, body, [("columns", "columns.html", "columns and metrics")], facts))
+    _write(paths.REPORTS / "index.html", pages.front(TITLE, profile_name, sorted(
+        index.parent.name for index in paths.REPORTS.glob("*/index.html"))))
     return path
 
 
