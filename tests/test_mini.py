@@ -14,7 +14,7 @@ from statistics import median
 import numpy as np
 import pytest
 import torch
-from asu import models, paths
+from asu import models, paths, tasks
 from asu.errors import AsuError
 from asu.mini import problems, train
 from asu.mini import tokenizer as characters
@@ -339,3 +339,10 @@ def test_training_learns_and_leaves_a_folder_that_generates(tmp_path, monkeypatc
     assert answer[0] == IDS["<think>"], "after a prompt comes a thought"
     with pytest.raises(AsuError, match="windows for 300 steps"):
         train.train("tiny", tmp_path / "text", tmp_path / "longer", steps=300, device="cpu")
+
+
+@pytest.mark.parametrize("family", problems.FAMILIES)
+def test_an_answer_written_as_it_was_taught_is_graded_right(family):
+    task = tasks.get(family)
+    items = [item for _, item in problems.test_set(family)]
+    assert all(task.grade(problem, item.answer).correct for problem, item in zip(task.problems(), items, strict=True))

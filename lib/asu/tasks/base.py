@@ -79,8 +79,9 @@ class Hub:
 class Task:
     """A problem set, its prompt and its grader.
 
-    `template` and `version` say how a row becomes a prompt; raise `version` whenever either changes.
     `read(row, template, index)` gives id, prompt, expected, level, difficulty; `judge(problem, text)` the grade.
+    Raise `version` whenever `template`, `read` or `judge` changes: runs keep their verdicts, and a new version is a
+    new digest.
     """
 
     name: str

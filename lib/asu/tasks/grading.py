@@ -209,12 +209,17 @@ def _marked(text: str, mark: re.Pattern, read) -> str | None:
 
 
 def _letter(span: str, options: dict[str, str]) -> str | None:
-    """The one letter that `span` names, by itself, before a delimiter or a reason, or by its option's words."""
+    """The one letter that `span` names, alone, before a delimiter or a reason, or by or after its option's words."""
     span = _WRAPPED.sub(r"\1", _tidy(span)).strip()
     said = span.casefold().strip(" .\"'")
     named = [letter for letter, words in options.items() if said and words.casefold().strip(" .\"'") == said]
     if named:  # two options with the same words: the words alone name neither
         return named[0] if len(named) == 1 else None
+    after = re.fullmatch(r"(.+?)\s*\(([A-Ha-h])\)\.?", span, re.DOTALL)
+    if after:  # "London (B)": words and letter must agree
+        letter = after[2].upper()
+        if options.get(letter, "").casefold().strip(" .\"'") == after[1].casefold().strip(" .\"'"):
+            return letter
     match = re.match(r"(?:option|choice|answer)?\s*[\[({]?\s*([A-Ha-h])(?![\w'’])\s*(.*)", span,
                      re.DOTALL | re.IGNORECASE)
     if not match:

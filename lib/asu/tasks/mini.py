@@ -19,13 +19,13 @@ def _integer(problem: Problem, text: str) -> grading.Grade:
     return grading.integer(problem.expected, text)
 
 
-def _mini(name: str, stands_for: str, kind: str, judge) -> Task:
-    return Task(name, name, stands_for, kind, Local(name, COLUMNS), "{prompt}", 1, _read, judge)
+def _mini(name: str, stands_for: str, kind: str, judge, version: int = 1) -> Task:
+    return Task(name, name, stands_for, kind, Local(name, COLUMNS), "{prompt}", version, _read, judge)
 
 
 TASKS = [
     _mini("mini-easy", "GSM8K", "mathematics", _integer),
     _mini("mini-medium", "MATH-500", "mathematics", _integer),
     _mini("mini-hard", "AIME 2024", "mathematics", _integer),
-    _mini("mini-facts", "GPQA-diamond", "knowledge", judge_choice),
+    _mini("mini-facts", "GPQA-diamond", "knowledge", judge_choice, version=2),
 ]
