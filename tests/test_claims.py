@@ -97,6 +97,17 @@ def test_what_the_papers_own_numbers_come_to():
     assert by_id["budget.suffices"].paper_value == pytest.approx(0.11)
 
 
+def test_a_number_by_task_stands_beside_the_papers():
+    theirs = claims.paper_ratio("kv_peak", ["mini-hard"], size="7B")
+    assert theirs.to_dict() == {"mini-hard": pytest.approx(12.7 / 3.7)}
+    numbers = {"01.kv_peak_ratio": Estimate(9.0), "01.kv_peak_ratio_mini-hard": Estimate(12.7),
+               "01.kv_peak_ratio_mini-easy": Estimate(2.0), "01.kv_peak_rllm_mini-hard": Estimate(1.0)}
+    table = claims.beside_paper("01.kv_peak_ratio", numbers, theirs).set_index("task")
+    assert list(table.index) == ["mini-easy", "mini-hard"]
+    assert table.loc["mini-hard", "measured over paper"] == pytest.approx(3.7)
+    assert np.isnan(table.loc["mini-easy", "paper"])
+
+
 # --- the numbers ---------------------------------------------------------------------------------------------------
 
 
@@ -112,6 +123,14 @@ def test_kv_ratios_are_geometric_means_over_sets():
     assert numbers["01.kv_peak_ratio_mini-easy"].value == pytest.approx(2)
     assert numbers["01.kv_peak_ratio_mini-hard"].value == pytest.approx(8)
     assert "01.kv_prediction_error_mini-hard" not in numbers
+
+
+def test_a_run_that_was_over_before_its_gauge_was_read_has_no_ratio():
+    engine = gauges(lambda role, task: 0.8 if role == "RLLM" else 0.1)
+    missed = (engine.role == "LLM") & (engine.task == "mini-easy")
+    engine.loc[missed, "running"] = 0.0
+    assert claims.kv_peak_ratio(engine, **FEW).value == pytest.approx(8)  # of the set that was seen
+    assert not claims.kv_peak_ratio(engine[engine.task == "mini-easy"], **FEW).known
 
 
 def on_the_wire():

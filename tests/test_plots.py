@@ -24,6 +24,7 @@ FIGURES = {
     "kv_summary": lambda: plots.kv_summary(frames.kv_summary(), claims.paper("kv_peak", size="7B")),
     "running_over_time": lambda: plots.running_over_time(frames.engine(("batch16", "closed16"), ("mini-4m",)),
                                                          plots.PAPER_RUNNING),
+    "queue_over_time": lambda: plots.queue_over_time(frames.engine().assign(waiting=3.0)),
     "swimlane": lambda: plots.swimlane(hard()),
     "straggler_summary": lambda: plots.straggler_summary(frames.stragglers(), claims.paper("straggler_share")),
     "time_vs_difficulty": lambda: plots.time_vs_difficulty(frames.requests(), frames.slopes()),

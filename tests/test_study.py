@@ -178,6 +178,17 @@ def test_frames_carry_the_runs_labels(done):
     assert done.events().groupby("run").size().eq(4 * (playthings.THINKING + playthings.ANSWER)).all()
 
 
+def test_a_part_of_a_study_is_named_by_its_labels(done):
+    part = done.where(kv_pool_tokens=8192, role="RLLM")
+    assert [(s.model, s.options.kv_pool_tokens) for s in part.specs] == [("mini-4m-think", 8192)] * 2
+    assert part.requests().run.nunique() == 2
+    assert {s.options.kv_pool_tokens for s in done.where(kv_pool_tokens=None).specs} == {None}
+    with pytest.raises(AsuError, match="no label 'pool'"):
+        done.where(pool=8192)
+    with pytest.raises(AsuError, match="no run has kv_pool_tokens 1"):
+        done.where(kv_pool_tokens=1)
+
+
 def test_provenance_tells_where_numbers_come_from(done):
     frame = done.provenance()
     assert len(frame) == 8 and frame.requests.eq(4).all() and frame.failed.eq(0).all() and frame.gap_tokens.eq(0).all()

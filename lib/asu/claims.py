@@ -111,6 +111,29 @@ def paper(quantity: str, tasks: Iterable[str] | None = None, **where) -> pd.Data
     return rows.reset_index(drop=True)
 
 
+def paper_ratio(quantity: str, tasks: Iterable[str], **where) -> pd.Series:
+    """The paper's RLLM over its LLM, one value per task, by the set the task is or stands for."""
+    return paper(quantity, tasks, **where).pivot(index="task", columns="role", values="value").eval("RLLM / LLM")
+
+
+def beside_paper(name: str, numbers: Mapping[str, Estimate], theirs: pd.Series) -> pd.DataFrame:
+    """The number recorded per task as <name>_<task> beside the paper's (by task): task, measured, paper, ratio."""
+    rows = [(task, numbers[f"{name}_{task}"]) for task in SETS if f"{name}_{task}" in numbers]
+    return pd.DataFrame([{"task": task, "measured": number, "paper": theirs.get(task, np.nan),
+                          "measured over paper": number.value / theirs.get(task, np.nan)} for task, number in rows])
+
+
+def paper_difference(quantity: str, tasks: Iterable[str], **where) -> pd.Series:
+    """The paper's RLLM minus its LLM, one value per task, by the set the task is or stands for."""
+    return paper(quantity, tasks, **where).pivot(index="task", columns="role", values="value").eval("RLLM - LLM")
+
+
+def paper_budget_gain(tasks: Iterable[str]) -> pd.Series:
+    """The paper's accuracy at 20,480 tokens minus that at 8,192, mean of its two sizes, one value per task."""
+    gains = _paper_budget_gains().groupby("set").mean()
+    return pd.Series({task: gains[SETS[task]] for task in tasks if SETS.get(task) in gains})
+
+
 def _by_set(quantity: str, **where) -> pd.Series:
     return paper(quantity, **where).set_index("set").value
 
@@ -197,6 +220,18 @@ def _groups(frame: pd.DataFrame, keys: list[str]) -> Iterator[np.ndarray]:
         yield codes == code
 
 
+def _arms(frame: pd.DataFrame, arm: str, a, b, ignore: tuple[str, ...] = ()) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Row masks of arm a and of arm b, for each combination of equal settings that has both."""
+    for rows in _groups(frame, _equal(arm, ignore)):
+        in_a, in_b = rows & (frame[arm] == a).to_numpy(), rows & (frame[arm] == b).to_numpy()
+        if in_a.any() and in_b.any():
+            yield in_a, in_b
+
+
+def _equal(arm: str, ignore: tuple[str, ...]) -> list[str]:
+    return [*(k for k in SETTINGS if k != arm and k not in ignore), "load_size"]
+
+
 def _contrast(frame: pd.DataFrame, arm: str, a, b, make: Callable[[pd.DataFrame], stats.Statistic], *,
               combine=stats.difference, ignore: tuple[str, ...] = ()) -> list[stats.Statistic]:
     """combine(arm a, arm b) of the statistic that `make` makes from rows, one per combination of equal settings.
@@ -204,17 +239,14 @@ def _contrast(frame: pd.DataFrame, arm: str, a, b, make: Callable[[pd.DataFrame]
     AsuError where no combination has both arms, or where the two arms were asked different problems.
     """
     parts = []
-    keys = [*(k for k in SETTINGS if k != arm and k not in ignore), "load_size"]
-    for rows in _groups(frame, keys):
-        in_a, in_b = rows & (frame[arm] == a).to_numpy(), rows & (frame[arm] == b).to_numpy()
-        if not (in_a.any() and in_b.any()):
-            continue
+    for in_a, in_b in _arms(frame, arm, a, b, ignore):
         if "problem_id" in frame and set(frame.problem_id[in_a]) != set(frame.problem_id[in_b]):
             raise AsuError(f"{a} and {b} were asked different problems", "compare runs over the same problems")
         parts.append(combine(stats.on(in_a, make(frame[in_a])), stats.on(in_b, make(frame[in_b]))))
     if not parts:
+        keys = [k for k in _equal(arm, ignore) if k in frame]
         raise AsuError(f"there is nothing to compare: no setting was measured with {arm} {a} and with {arm} {b}",
-                       f"add runs so that both have the same {', '.join(k for k in keys if k in frame)}")
+                       f"add runs so that both have the same {', '.join(keys)}")
     return parts
 
 
@@ -241,6 +273,9 @@ def _over_blocks(samples: pd.DataFrame, statistic: stats.Statistic, **options) -
 
 def _kv_ratio(engine: pd.DataFrame, which: str, **options) -> Estimate:
     samples = _kv_samples(engine)
+    measured = any(_arms(engine, "role", "RLLM", "LLM"))
+    if measured and not any(_arms(samples, "role", "RLLM", "LLM")):
+        return Estimate(np.nan)  # one of each pair was done before its gauge was read even once
     parts = _contrast(samples, "role", "RLLM", "LLM", lambda rows: metrics.kv_statistics(rows)[which],
                       combine=stats.ratio)
     return _over_blocks(samples, stats.geometric_mean(parts), **options)

@@ -17,6 +17,7 @@ from asu.errors import AsuError
 
 OUTCOMES = ["correct", "wrong", "cut off", "unparsed", "failed"]
 FEW_RUNNING = 0.2  # share of the batch below which the rest are waiting for stragglers
+KV_FULL = 0.95  # share of the pool from which on it counts as full
 BLOCK = 16  # tokens per KV block, vLLM's default
 
 
@@ -435,6 +436,19 @@ def _kv(samples: pd.DataFrame, which: str) -> stats.Statistic:
 for _which, _formula in _KV_FORMULAS.items():
     metric(f"kv_{_which}", f"KV use, {_which}", "share of pool", "", "S", _formula, "samples")(
         partial(_kv, which=_which))
+
+
+@metric("kv_full_share", "Time with a full KV pool", "share", "lower", "S",
+        "time with KV use ≥ 95 % / time at work", "samples")
+def _kv_full(samples: pd.DataFrame) -> stats.Statistic:
+    return stats.ratio_of_sums((samples.kv_use >= KV_FULL) * samples.dt_s, samples.dt_s)
+
+
+@metric("waiting_share", "Time with requests waiting", "share", "lower", "S",
+        "time with at least one request in the engine's queue / time at work", "samples")
+def _waiting(samples: pd.DataFrame) -> stats.Statistic:
+    known = samples.waiting.notna()
+    return stats.ratio_of_sums((samples.waiting > 0) * samples.dt_s, samples.dt_s.where(known, 0.0))
 
 
 @total("preemptions", "Preemptions", "", "lower", "S", "increase of the engine's counter", "engine")

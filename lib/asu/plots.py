@@ -286,6 +286,38 @@ def load_label(load: str) -> str:
 
 
 @style.styled
+def queue_over_time(engine: pd.DataFrame) -> Figure:
+    """Requests running and, stacked on them, requests waiting against time: a row per pair and role, a column per task.
+
+    engine: task, pair, role, run, t_s, running, waiting.
+    """
+    _need(engine, ["task", "pair", "role", "run", "t_s", "running", "waiting"], "queue_over_time")
+    engine = engine.assign(who=engine["pair"] + "\n" + engine["role"]).dropna(subset=["running", "waiting"])
+    rows = [f"{pair}\n{role}" for pair in sorted(set(engine["pair"])) for role in style.ordered(
+        engine.loc[engine["pair"] == pair, "role"], style.ROLES)]
+    figure, panels = _grid(engine, "who", "task", height=1.25, sharey=True, rows=rows)
+    for (who, task), ax in panels.items():
+        here = engine[(engine["who"] == who) & (engine["task"] == task)]
+        for (role, _), run in here.groupby(["role", "run"]):
+            run = run.sort_values("t_s")
+            ax.fill_between(run["t_s"], run["running"], run["running"] + run["waiting"], step="post",
+                            color=style.FAINT, alpha=0.6, linewidth=0)
+            ax.plot(run["t_s"], run["running"], drawstyle="steps-post", **_line(role, linewidth=1.3))
+        if ax.get_subplotspec().is_first_row():
+            ax.set_title(style.task(task).label)
+        ax.set_xlim(left=0)
+        ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        if ax.get_subplotspec().is_first_col():
+            ax.set_ylabel(f"{who}\n[requests]")
+        if ax.get_subplotspec().is_last_row():
+            ax.set_xlabel("time since start [s]")
+    _from_zero(panels.values())
+    _legend(figure, [*_role_handles(engine["role"], marker=False),
+                     Patch(facecolor=style.FAINT, alpha=0.6, label="waiting, on top of the running ones")])
+    return figure
+
+
+@style.styled
 def swimlane(requests: pd.DataFrame) -> Figure:
     """One line per request: waiting, thinking, answering; a cross where the budget cut it off. One panel per role.
 

@@ -118,6 +118,22 @@ class Study:
     def __len__(self) -> int:
         return len(self.specs)
 
+    def where(self, **wanted) -> "Study":
+        """The runs whose labels (`labels`, the columns of every frame) have these values: where(kv_pool_tokens=16384).
+
+        None stands for what is left to the engine. AsuError for a label that does not exist or that no run has.
+        """
+        of = {spec: labels(spec) for spec in self.specs}
+        for name in wanted:
+            if any(name not in known for known in of.values()):
+                raise AsuError(f"runs have no label {name!r}", f"use one of: {', '.join(next(iter(of.values())))}")
+        chosen = [spec for spec, known in of.items()
+                  if all((None if known[name] is pd.NA else known[name]) == value for name, value in wanted.items())]
+        if not chosen:
+            raise AsuError(f"no run has {', '.join(f'{name} {value!r}' for name, value in wanted.items())}",
+                           "use values that the study was given")
+        return Study.of(chosen, records=self._records, store=self.store)
+
     def _found(self) -> dict[RunSpec, Path | None]:
         """Folder of the complete run of each spec, None where there is none."""
         if self._records:
