@@ -43,6 +43,7 @@ REQUEST_TIMEOUT_S = 7200.0
 IDLE_TIMEOUT_S = 180.0  # longest silence of a stream that has begun; an engine under KV pressure may pause one
 WARM_UP_TIMEOUT_S = 300.0
 GAUGES_KEPT_EVERY_S = 30.0  # what a kill may lose of the gauges
+HEALTH_EVERY_S = 30.0  # an engine that hangs before its first token leaves all requests waiting, none failing
 MOST_CONNECTIONS = 256  # opened ahead in open loops; more are opened when needed
 
 _TIMES = ("due_s", "sent_s", "first_s", "visible_s", "last_s", "end_s")
@@ -237,13 +238,13 @@ class Session:
         with Monitor(self.server, self.clock) as self.monitor:
             dispatching = asyncio.create_task(
                 load.dispatch(self.spec.load, len(self.wanted), self.spec.seed, self._send, self.clock))
-            beside = asyncio.create_task(self._keep_gauges())
+            beside = [asyncio.create_task(task) for task in (self._keep_gauges(), self._watch_health())]
             try:
                 await asyncio.wait({dispatching, self.failure}, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                dispatching.cancel()
-                beside.cancel()
-                await asyncio.gather(dispatching, beside, return_exceptions=True)
+                for task in (dispatching, *beside):
+                    task.cancel()
+                await asyncio.gather(dispatching, *beside, return_exceptions=True)
                 if not self.failure.done():
                     self._keep(self._gauges())
                     self._keep({"kind": "end", "session": self.number, "ended": _wall(),
@@ -277,6 +278,11 @@ class Session:
         while True:
             await asyncio.sleep(GAUGES_KEPT_EVERY_S)
             self._keep(self._gauges())
+
+    async def _watch_health(self) -> None:
+        while True:
+            await asyncio.sleep(HEALTH_EVERY_S)
+            self._fail(await _death(self.server, None))
 
     def _gauges(self) -> dict:
         """Journal form of the samples since the last call."""
@@ -363,7 +369,7 @@ def _last_moment(records: list[dict]) -> float:
     return max(moments)
 
 
-async def _death(server, error: str) -> AsuError | None:
+async def _death(server, error: str | None) -> AsuError | None:
     """Why the engine is dead, or None: a refused connection or a 503 means dead, even where its health says well."""
     try:
         await asyncio.to_thread(server.check_alive)

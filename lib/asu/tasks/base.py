@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -157,6 +158,7 @@ def _local_rows(path: Path, _mtime_ns: int, _size: int, restore: str) -> list[di
     from datasets.exceptions import DatasetsError
 
     disable_progress_bars()
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what it logs of a bad file is in the error
     try:
         return load_dataset("json", data_files=str(path), split="train").to_list()
     except (DatasetsError, ValueError) as error:
