@@ -51,6 +51,14 @@ def test_derived_times_by_hand(requests):
     assert "ttft_s" not in requests  # the given frame is left alone
 
 
+def test_outcome_shares_add_up_to_one():
+    requests = pd.DataFrame([
+        request(f"p{i}#0", 0.0, 0.0, 1.0, 1.0, 2.0, task="t", outcome=outcome)
+        for i, outcome in enumerate(["correct"] * 5 + ["wrong"] * 3 + ["cut off", "unparsed"])])
+    shares = metrics.outcome_shares(requests, ["task"], n_boot=50).set_index("outcome").value
+    assert shares.to_dict() == {"correct": 0.5, "wrong": 0.3, "cut off": 0.1, "unparsed": 0.1, "failed": 0.0}
+
+
 def test_time_between_tokens_counts_tokens_not_events():
     # one token a second, sent in events of 1, 3 and 2 tokens
     requests = pd.DataFrame([request("a#0", 0, 0, 1.0, 4.0, 6.0, thinking=4, answer=2)])

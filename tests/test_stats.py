@@ -167,6 +167,17 @@ def test_draws_in_chunks_are_the_draws_at_once(monkeypatch):
     assert stats.cluster_mean(frame, "x") == whole
 
 
+def test_equal_outcomes_are_not_certainty():
+    ones = stats.mean(np.ones(20))
+    assert stats.bootstrap(ones, range(20)).lo == 1.0
+    sure = stats.bootstrap(ones, range(20), bounds=(0, 1))
+    assert (sure.value, sure.hi) == (1.0, 1.0) and sure.lo == pytest.approx(stats.wilson(20, 20).lo)
+    same = stats.bootstrap(stats.mean(np.zeros(20)), range(20), bounds=(-1, 1))
+    assert same.hi == -same.lo == pytest.approx(stats.wilson(0, 20).hi)
+    mixed = stats.mean([0, 1] * 10)
+    assert stats.bootstrap(mixed, range(20), bounds=(0, 1)) == stats.bootstrap(mixed, range(20))
+
+
 def test_one_cluster_has_a_value_but_no_interval():
     estimate = stats.cluster_mean(pd.DataFrame({"problem_id": ["a", "a"], "x": [1.0, 3.0]}), "x")
     assert estimate.value == 2 and not estimate.has_interval

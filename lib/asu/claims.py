@@ -562,7 +562,7 @@ def accuracy_difference(requests: pd.DataFrame, **options) -> Estimate:
     if requests.empty:
         return Estimate(np.nan)
     r = metrics.derive(requests).reset_index(drop=True)
-    return _over_problems(r, stats.average(_accuracy_differences(r)), **options)
+    return _over_problems(r, stats.average(_accuracy_differences(r)), bounds=(-1, 1), **options)
 
 
 @number("04.accuracy_difference_mathematics", "share", "requests")
@@ -586,7 +586,22 @@ def domain_gap(requests: pd.DataFrame, **options) -> Estimate:
         return Estimate(np.nan)
     leads = [stats.on(rows, stats.average(_accuracy_differences(r[rows].reset_index(drop=True))))
              for rows in (~knowledge, knowledge)]
-    return _over_problems(r, stats.difference(*leads), **options)
+    return _over_problems(r, stats.difference(*leads), bounds=(-2, 2), **options)
+
+
+@number("04.wrong_length_ratio", "×", "requests", per_task=True)
+def wrong_length_ratio(requests: pd.DataFrame, **options) -> Estimate:
+    """Mean output tokens of an RLLM's wrong answers over those of its right ones, geometric mean over sets and sizes.
+
+    Answers cut off by the budget are neither: how long they would have become is not known.
+    """
+    r = _of_role(requests, "RLLM")
+    r = r[r.outcome.isin(["correct", "wrong"])].reset_index(drop=True)
+    wrong = (r.outcome == "wrong").to_numpy()
+    means = [[stats.on(rows & arm, stats.mean(r.output_tokens[rows & arm])) for arm in (wrong, ~wrong)]
+             for rows in _groups(r, SETTINGS)]
+    return _over_problems(r, stats.geometric_mean([stats.ratio(*arms) for arms in means]), **options) if means \
+        else Estimate(np.nan)
 
 
 # 05: token budget (frame `requests`, several budgets) and batch size (frame `batches`, several load sizes), RLLM.
@@ -607,14 +622,14 @@ def _budget_gains(requests: pd.DataFrame) -> tuple[pd.DataFrame, list[stats.Stat
 def budget_gain_largest(requests: pd.DataFrame, **options) -> Estimate:
     """Accuracy gained by doubling to the largest budget, in the set and size that gains most."""
     r, gains = _budget_gains(requests)
-    return _over_problems(r, stats.largest(gains), **options)
+    return _over_problems(r, stats.largest(gains), bounds=(-1, 1), **options)
 
 
 @number("05.budget_gain", "share", "requests", per_task=True)
 def budget_gain(requests: pd.DataFrame, **options) -> Estimate:
     """Accuracy gained by doubling to the largest budget, mean over sets and sizes."""
     r, gains = _budget_gains(requests)
-    return _over_problems(r, stats.average(gains), **options)
+    return _over_problems(r, stats.average(gains), bounds=(-1, 1), **options)
 
 
 @number("05.cut_off_share", "share", "requests", per_task=True)
@@ -622,7 +637,7 @@ def cut_off_share(requests: pd.DataFrame, **options) -> Estimate:
     """Share of requests that ran into the largest budget."""
     r = _of_role(requests, "RLLM")
     r = r[r.budget == r.budget.max()]
-    return _over_problems(r, stats.mean(r.finish_reason == "length"), **options)
+    return _over_problems(r, stats.mean(r.finish_reason == "length"), bounds=(0, 1), **options)
 
 
 def _sized(frame: pd.DataFrame) -> tuple[pd.DataFrame, float, float]:
@@ -676,7 +691,8 @@ def batch_ttfvt_ratio(batches: pd.DataFrame, **options) -> Estimate:
 def batch_accuracy_change(batches: pd.DataFrame, **options) -> Estimate:
     """Accuracy at the largest batch size minus that at the smallest, paired by problem, mean over sets and sizes."""
     r, big, small = _sized(metrics.derive(batches))
-    return _over_problems(r, stats.average(_size_contrast(r, big, small, _hits, stats.difference)), **options)
+    return _over_problems(r, stats.average(_size_contrast(r, big, small, _hits, stats.difference)), bounds=(-1, 1),
+                          **options)
 
 
 @number("05.batch_texts_changed", "share", "batches", per_task=True)
@@ -689,7 +705,7 @@ def batch_texts_changed(batches: pd.DataFrame, **options) -> Estimate:
     same = r.assign(text=texts).groupby([*keys, "problem_id", "request_id"], dropna=False).agg(
         texts=("text", "nunique"), sizes=("at_once", "nunique")).reset_index()
     same = same[same.sizes == 2]
-    return _over_problems(same, stats.mean(same.texts > 1), **options)
+    return _over_problems(same, stats.mean(same.texts > 1), bounds=(0, 1), **options)
 
 
 # --- the claims ----------------------------------------------------------------------------------------------------

@@ -597,10 +597,18 @@ def intervals(names: Sequence[str], by: Sequence[str], *, requests: pd.DataFrame
             raise AsuError(f"{name} needs the {'engine' if m.needs == 'samples' else 'requests'} frame",
                            "pass it by that name")
         for label, part in _parts(sources[m.needs], by):
+            share = (0.0, 1.0) if m.needs == "requests" and m.unit == "share" else None
             estimate = stats.bootstrap(m.statistic(part), part[units[m.needs]], strata=part[strata[m.needs]],
-                                       unit=m.unit, **options)
+                                       unit=m.unit, bounds=share, **options)
             rows.append(label | {"metric": name} | estimate.as_dict())
     return pd.DataFrame(rows, columns=[*by, "metric", "value", "lo", "hi", "unit", "n"])
+
+
+def outcome_shares(requests: pd.DataFrame, by: Sequence[str] = ("pair", "task", "role"), **options) -> pd.DataFrame:
+    """Share of each of the five outcomes with its interval: `by`, outcome, value, lo, hi, unit, n."""
+    names = {outcome.replace(" ", "_"): outcome for outcome in OUTCOMES}
+    shares = intervals(list(names), by, requests=requests, **options)
+    return shares.assign(outcome=shares.metric.map(names)).drop(columns="metric")
 
 
 def slopes(requests: pd.DataFrame, columns: Sequence[str] = ("output_tokens", "service_s"),

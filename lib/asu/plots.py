@@ -21,7 +21,7 @@ from asu import style
 from asu.claims import CLAIMS, SETS
 from asu.errors import AsuError
 from asu.metrics import METRICS
-from asu.stats import Estimate
+from asu.stats import Estimate, kaplan_meier
 
 PERCENT = PercentFormatter(1.0, decimals=None)
 
@@ -511,6 +511,66 @@ def outcomes(shares: pd.DataFrame) -> Figure:
 
 
 @style.styled
+def accuracy_by_level(levels: pd.DataFrame) -> Figure:
+    """Accuracy against the set's own level of difficulty: a row of panels per pair, a column per task.
+
+    levels: task, pair, role, level, value, lo, hi (shares of one).
+    """
+    _need(levels, ["task", "pair", "role", "level", "value", "lo", "hi"], "accuracy_by_level")
+    figure, panels = _grid(levels, "pair", "task", height=1.8, sharey=True)
+    for (pair, task), ax in panels.items():
+        here = levels[(levels["pair"] == pair) & (levels["task"] == task)]
+        for role in style.ordered(here["role"], style.ROLES):
+            _band(ax, here[here["role"] == role], "level", role)
+        ax.set_ylim(-0.03, 1.05)
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        _share_axis(ax)
+        if ax.get_subplotspec().is_first_row():
+            ax.set_title(style.task(task).label)
+        if ax.get_subplotspec().is_first_col():
+            ax.set_ylabel(f"{pair}\naccuracy [%]")
+        if ax.get_subplotspec().is_last_row():
+            ax.set_xlabel("level")
+    _legend(figure, _role_handles(levels["role"]))
+    return figure
+
+
+@style.styled
+def length_by_outcome(requests: pd.DataFrame) -> Figure:
+    """Output tokens of every answer by what came of it, medians as bars: a row of panels per pair, a column per task.
+
+    requests: task, pair, outcome, output_tokens, budget [tokens], of one role.
+    """
+    _need(requests, ["task", "pair", "outcome", "output_tokens", "budget"], "length_by_outcome")
+    outcomes = [name for name in style.OUTCOMES if name in set(requests["outcome"])]
+    figure, panels = _grid(requests, "pair", "task", height=1.9, sharey=True)
+    for (pair, task), ax in panels.items():
+        here = requests[(requests["pair"] == pair) & (requests["task"] == task)]
+        for place, outcome in enumerate(outcomes):
+            tokens = np.sort(here.loc[here["outcome"] == outcome, "output_tokens"])
+            if not len(tokens):
+                continue
+            # side by side in a fixed zigzag: dots of equal length stay apart without a random number
+            x = place + 0.3 * (np.arange(len(tokens)) * 0.618 % 1 * 2 - 1)
+            ax.plot(x, tokens, ".", color=style.OUTCOMES[outcome].colour, markersize=4, alpha=0.7, markeredgewidth=0)
+            ax.hlines(np.median(tokens), place - 0.4, place + 0.4, color=style.INK, linewidth=2, zorder=4)
+            ax.text(place, 1.01, len(tokens), transform=ax.get_xaxis_transform(), ha="center", va="bottom", fontsize=7)
+        ax.axhline(here["budget"].max(), color=style.FAINT, linewidth=1, linestyle=":")
+        ax.set_yscale("log")
+        ax.set_xlim(-0.6, len(outcomes) - 0.4)
+        ax.set_xticks(range(len(outcomes)), outcomes, rotation=40, ha="right")
+        ax.tick_params(labelbottom=ax.get_subplotspec().is_last_row())
+        if ax.get_subplotspec().is_first_row():
+            ax.set_title(style.task(task).label, pad=14)
+        if ax.get_subplotspec().is_first_col():
+            ax.set_ylabel(f"{pair}\noutput tokens")
+    handles = [Line2D([], [], color=style.INK, linewidth=2, label="median"),
+               Line2D([], [], color=style.FAINT, linestyle=":", label="budget")]
+    _legend(figure, handles)
+    return figure
+
+
+@style.styled
 def budget_curve(curve: pd.DataFrame, paper: pd.DataFrame | None = None) -> Figure:
     """Accuracy and share cut off against the token budget; below, normalised, with the paper's curves faint.
 
@@ -620,6 +680,48 @@ def batch_size(curve: pd.DataFrame) -> Figure:
     _from_zero(panels.values())
     _legend(figure, _role_handles(curve["role"]))
     return figure
+
+
+@style.styled
+def agreement(compared: pd.DataFrame, summary: pd.DataFrame) -> Figure:
+    """How alike two runs of the same requests are: equal texts by length, log-probabilities, answers.
+
+    compared: of `agreement.compare`, one or more comparisons; summary: of `agreement.summary`.
+    """
+    _need(compared, ["comparison", "changed", "parted_at", "shared", "gap"], "agreement")
+    figure = Figure(figsize=(style.WIDTH, 3.1), layout="constrained")
+    equal, distance, answers = figure.subplots(1, 3, gridspec_kw={"width_ratios": [1.2, 1.2, 1]})
+    names = list(dict.fromkeys(compared["comparison"]))
+    for k, (name, (colour, dash, marker)) in enumerate(zip(names, _ARMS, strict=False)):
+        rows = compared[compared["comparison"] == name]
+        look = {"color": colour, "linestyle": dash, "marker": marker, "markersize": 4}
+        curve = kaplan_meier(rows["parted_at"], rows["changed"] == 1)
+        equal.plot(curve["time"], curve["survival"], drawstyle="steps-post", markevery=0.2, **look)
+        equal.fill_between(curve["time"], curve["lo"], curve["hi"], step="post", color=colour, alpha=0.15, linewidth=0)
+        gaps = np.sort((rows["gap"] / rows["shared"])[rows["shared"] > 0])
+        distance.plot(gaps, (np.arange(len(gaps)) + 1) / max(len(gaps), 1), drawstyle="steps-post", markevery=0.2,
+                      **look)
+        for place, metric in enumerate(("changed", "flipped", "hit_change")):
+            row = _select(summary, comparison=name, metric=metric).iloc[0]
+            at = place + (k - (len(names) - 1) / 2) * 0.25
+            answers.vlines(at, row["lo"], row["hi"], color=colour, linewidth=2)
+            answers.plot(at, row["value"], marker, color=colour, markersize=6)
+    equal.set(xlim=(0, None), ylim=(0, 1.02), xlabel="tokens from the start", ylabel="texts still equal [%]")
+    distance.set(ylim=(0, 1.02), xlabel="mean |Δ log-probability|\non equal text [nat]",
+                 ylabel="requests with at most that [%]")
+    distance.set_xscale("symlog", linthresh=1e-4)
+    distance.set_xlim(left=0)
+    answers.axhline(0, color=style.INK, linewidth=0.8)
+    answers.set_xticks(range(3), ["text\nchanged", "right or\nwrong flipped", "accuracy\nchange"], fontsize=8)
+    answers.set(xlim=(-0.5, 2.5), ylabel="requests [%]")
+    for ax in (equal, distance, answers):
+        _share_axis(ax)
+    _legend(figure, [Line2D([], [], color=colour, linestyle=dash, marker=marker, label=name)
+                     for name, (colour, dash, marker) in zip(names, _ARMS, strict=False)])
+    return figure
+
+
+_ARMS = [(style.FAINT, "--", "s"), (style.INK, "-", "o"), ("#5E3C99", ":", "^")]
 
 
 @style.styled

@@ -271,13 +271,15 @@ def _nan_mean(values: np.ndarray) -> np.ndarray:
 
 
 def bootstrap(statistic: Statistic, clusters, *, strata=None, unit: str = "", n_boot: int = DRAWS,
-              level: float = LEVEL, seed: int = 0) -> Estimate:
+              level: float = LEVEL, seed: int = 0, bounds: tuple[float, float] | None = None) -> Estimate:
     """Estimate with an expanded percentile interval, whole clusters resampled within strata.
 
     clusters, strata: one label per row (a Series, or a frame whose columns together are the label).
     The percentiles are widened for few clusters (Hesterberg 2015, sec. 5.3): by t instead of z and by
     √(clusters/(clusters − strata)). In simulation it covers as promised from five clusters on, too seldom below.
     No interval (NaN) where a stratum leaves nothing to resample or over a tenth of the draws have no value.
+    bounds: least and greatest value of a share, or of a difference of shares. That no two draws differ does not show
+    that no problem ever would: the interval is then what Wilson's is for n equal outcomes, within the bounds.
     """
     rows = len(clusters)
     if rows == 0:
@@ -306,6 +308,9 @@ def bootstrap(statistic: Statistic, clusters, *, strata=None, unit: str = "", n_
     tail = scipy_stats.norm.cdf(np.sqrt(k / freedom) * scipy_stats.t.ppf((1 - level) / 2, freedom))
     # inverted_cdf picks a drawn value, so that a draw of inf (a median not reached) stays inf
     lo, hi = np.quantile(draws, [tail, 1 - tail], method="inverted_cdf")
+    if bounds and lo == hi:
+        z2 = scipy_stats.norm.ppf((1 + level) / 2) ** 2
+        lo, hi = np.clip([lo - z2 / (k + z2), hi + z2 / (k + z2)], *bounds)
     return Estimate(value, float(lo), float(hi), unit, int(k))
 
 

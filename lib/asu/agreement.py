@@ -1,0 +1,82 @@
+"""Two runs of the same requests with the same seeds, token by token: how far sampling repeats itself, and why not."""
+
+import os
+
+import numpy as np
+import pandas as pd
+
+from asu import metrics, stats
+from asu.errors import AsuError
+
+MEASURES = {
+    "changed": ("Texts that differ", "share"),
+    "moved": ("Tokens of equal text whose log-probability differs at all", "share"),
+    "logprob_gap": ("Mean distance of log-probabilities on equal text", "nat"),
+    "parted_at": ("Tokens until half of the texts have parted", "tok"),
+    "flipped": ("Requests right in one run and not in the other", "share"),
+    "hit_change": ("Change of accuracy", "share"),
+}
+
+
+def compare(requests: pd.DataFrame, events: pd.DataFrame, a: dict, b: dict, comparison: str) -> pd.DataFrame:
+    """One row per request that both runs finished.
+
+    a, b: labels that name one run each, {"load": "closed8", "trial": 0}.
+    Columns: comparison, task, problem_id, request_id; changed, flipped (0 or 1); hit_change = hit in b − hit in a;
+    parted_at: tokens of equal text, all of them where nothing changed; shared, moved, gap: tokens compared, how many of
+    them have another log-probability, Σ |difference| [nat]. Where a text parts is read off its characters, by the mean
+    characters per token, at most one: exact for the miniature, whose tokens are characters, too early for others.
+    """
+    one, two = _of_run(requests, a), _of_run(requests, b)
+    keys = ["task", "problem_id", "request_id"]
+    columns = [*keys, "run", "text", "hit", "output_tokens"]
+    both = one[columns].merge(two[columns], on=keys, suffixes=("_a", "_b"), validate="one_to_one")
+    both["changed"] = (both.text_a != both.text_b).astype(float)
+    both["flipped"] = (both.hit_a != both.hit_b).astype(float)
+    both["hit_change"] = both.hit_b - both.hit_a
+    length = [len(os.path.commonprefix(texts)) for texts in zip(both.text_a, both.text_b, strict=True)]
+    per_character = np.minimum(1.0, both.output_tokens_a / both.text_a.str.len())
+    both["parted_at"] = np.where(both.changed == 1, np.floor(length * per_character), both.output_tokens_a)
+    gaps = _gaps(both, events[events.run == one.run.iloc[0]], events[events.run == two.run.iloc[0]])
+    both = both.merge(gaps, on="request_id", how="left").fillna({"shared": 0, "moved": 0, "gap": 0.0})
+    return both.assign(comparison=comparison)[["comparison", *keys, "changed", "flipped", "hit_change", "parted_at",
+                                               "shared", "moved", "gap"]]
+
+
+def _of_run(requests: pd.DataFrame, wanted: dict) -> pd.DataFrame:
+    """Finished requests of the one run with these labels, with hit and text (thinking, a mark, answer)."""
+    chosen = requests[np.logical_and.reduce([requests[name] == value for name, value in wanted.items()])]
+    if chosen.run.nunique() != 1:
+        raise AsuError(f"{chosen.run.nunique()} runs have {wanted}", "name exactly one run by its labels")
+    r = metrics.derive(chosen)
+    return r[r.finished].assign(text=r.thinking_text.fillna("") + "\0" + r.answer_text.fillna(""))
+
+
+def _gaps(both: pd.DataFrame, a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
+    """shared, moved and gap per request, over the events that end at the same token before the texts part."""
+    ends = []
+    for events in (a, b):
+        tokens = events.thinking_tokens + events.answer_tokens
+        ends.append(events.assign(tokens=tokens, end=tokens.groupby(events.request_id).cumsum())[
+            ["request_id", "end", "tokens", "logprob"]])
+    pairs = ends[0].merge(ends[1], on=["request_id", "end", "tokens"], suffixes=("_a", "_b"))
+    pairs = pairs.merge(both[["request_id", "parted_at"]], on="request_id").dropna(subset=["logprob_a", "logprob_b"])
+    pairs = pairs[pairs.end <= pairs.parted_at]
+    gap = (pairs.logprob_a - pairs.logprob_b).abs()
+    return pairs.assign(gap=gap, moved=pairs.tokens.where(gap > 0, 0)).groupby("request_id", as_index=False).agg(
+        shared=("tokens", "sum"), moved=("moved", "sum"), gap=("gap", "sum"))
+
+
+def summary(compared: pd.DataFrame, **options) -> pd.DataFrame:
+    """MEASURES with intervals from resampled problems: comparison, metric, value, lo, hi, unit, n."""
+    rows = []
+    for comparison, part in compared.groupby("comparison", sort=False):
+        made = {"changed": stats.mean(part.changed), "moved": stats.ratio_of_sums(part.moved, part.shared),
+                "logprob_gap": stats.ratio_of_sums(part.gap, part.shared),
+                "parted_at": stats.km_quantile(part.parted_at, part.changed == 1),
+                "flipped": stats.mean(part.flipped), "hit_change": stats.mean(part.hit_change)}
+        for name, (_, unit) in MEASURES.items():
+            bounds = {"share": (-1.0 if name == "hit_change" else 0.0, 1.0)}.get(unit)
+            found = stats.bootstrap(made[name], part.problem_id, strata=part.task, unit=unit, bounds=bounds, **options)
+            rows.append({"comparison": comparison, "metric": name, **found.as_dict()})
+    return pd.DataFrame(rows)
