@@ -34,10 +34,11 @@ import sys
 
 import pytest
 import toys as playthings
-from asu import paths, runs, study
+from asu import engines, paths, runs, study
 from asu.errors import AsuError
 from asu.progress import Silent
 from asu.study import Study
+from fake_engine import FakeAdapter
 from test_cli import asu, cell, house, write_notebook, write_profile  # noqa: F401  (house is a fixture)
 from toys import INPUTS, make_spec
 
@@ -163,6 +164,26 @@ def test_a_truncated_parquet_file_is_never_half_of_a_study(toys, store, name):
     with pytest.raises(AsuError, match=f"{name} is not the file that was written") as error:
         made.requests()
     assert f"delete {folder} and run again" in error.value.remedy
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "null", "", '{"requests": 4}'])
+def test_a_mark_of_completeness_that_says_nothing_is_none(toys, store, server, text):
+    folder = runs.execute(make_spec(), server, store, INPUTS)
+    (folder / "DONE").write_text(text)
+    with pytest.raises(AsuError, match="holds no complete run"):
+        runs.read(folder)
+
+
+def test_a_trace_edited_after_a_run_is_another_run(monkeypatch, tmp_path):
+    monkeypatch.setattr(paths, "TRACES", tmp_path)
+    monkeypatch.setattr(engines, "get", lambda name: FakeAdapter())
+    spec = make_spec(task="mini-easy", load={"kind": "trace", "name": "mine"})
+    (tmp_path / "mine.csv").write_text("t_s\n0.1\n")
+    first = runs.inputs(spec)
+    (tmp_path / "mine.csv").write_text("t_s\n0.1\n0.2\n")
+    assert runs.inputs(spec) != first and "trace" not in runs.inputs(make_spec(task="mini-easy"))
+    with pytest.raises(AsuError, match="unknown trace 'mine2'"):
+        runs.inputs(make_spec(task="mini-easy", load={"kind": "trace", "name": "mine2"}))
 
 
 def test_a_gated_model_without_a_token_says_what_to_accept(monkeypatch):

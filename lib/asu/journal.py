@@ -35,7 +35,8 @@ class Journal:
 
     def __init__(self, path: Path, expected: int):
         self.records, size = read_journal(path)
-        self._path, self._expected = path, expected
+        self._path = path
+        self._left = expected - sum(record["kind"] == "request" for record in self.records)
         self._file = path.open("ab", buffering=0)
         self._file.truncate(size)
 
@@ -43,10 +44,9 @@ class Journal:
         """Write one line; AsuError when the disk is full. JSON has no NaN: it is written, and read back, as null."""
         line = orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n"
         written = os.fstat(self._file.fileno()).st_size
-        done = sum(r["kind"] == "request" for r in self.records)
         # Requests to come take a mean line each, and the parquet files at most as much as the whole journal.
         mean = (written + len(line)) // (len(self.records) + 1)
-        with space(self._path.parent, 2 * mean * max(1, self._expected - done) + written):
+        with space(self._path.parent, 2 * mean * max(1, self._left) + written):
             try:
                 rest = memoryview(line)
                 while rest:
@@ -56,6 +56,7 @@ class Journal:
                 self._file.truncate(written)  # a part of the line may be there
                 raise
         self.records.append(record)
+        self._left -= record["kind"] == "request"
 
     def close(self) -> None:
         self._file.close()

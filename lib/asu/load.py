@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -39,16 +40,21 @@ def due_times(load: Load, n: int, seed: int) -> np.ndarray | None:
     return None
 
 
+def trace_path(name: str) -> Path:
+    """File of a recorded trace, or an error that lists those there are."""
+    names = sorted(file.stem for file in paths.TRACES.glob("*.csv"))
+    if name not in names:
+        raise AsuError(f"unknown trace {name!r}",
+                       f"use one of: {', '.join(names) or 'none yet'}; or add data/traces/{name}.csv")
+    return paths.TRACES / f"{name}.csv"
+
+
 def trace_times(load: Trace, n: int) -> np.ndarray:
     """The first `n` recorded arrivals of a trace divided by its speed [s], shape (n,)."""
-    folder = paths.TRACES
-    names = sorted(file.stem for file in folder.glob("*.csv"))
-    if load.name not in names:
-        raise AsuError(f"unknown trace {load.name!r}",
-                       f"use one of: {', '.join(names) or 'none yet'}; or add data/traces/{load.name}.csv")
+    path = trace_path(load.name)
     where, form = f"data/traces/{load.name}.csv", "record ascending arrival times in seconds from 0 in a column t_s"
     try:
-        frame = pd.read_csv(folder / f"{load.name}.csv", comment="#")
+        frame = pd.read_csv(path, comment="#")
         times = frame["t_s"].to_numpy(float)
     except (KeyError, ValueError) as error:  # ValueError: no numbers, or no rows at all
         raise AsuError(f"{where}: no readable column t_s ({error})", form) from None

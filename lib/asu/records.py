@@ -93,8 +93,9 @@ def read_spec(folder: Path) -> tuple[RunSpec, dict, str]:
 
 def _read_done(folder: Path) -> dict:
     try:
-        return json.loads((folder / "DONE").read_text())
-    except (OSError, ValueError) as error:
+        done = json.loads((folder / "DONE").read_text())
+        return {name: done[name] for name in ("requests", "output_tokens", "seconds", "files")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise AsuError(f"{folder} holds no complete run", redo(folder)) from error
 
 

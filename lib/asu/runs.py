@@ -55,7 +55,7 @@ _FROM_REPLY = ("sent_s", "first_s", "visible_s", "last_s", "end_s", "prompt_toke
 # What a run's numbers depend on ---------------------------------------------------------------------------------------
 
 def inputs(spec: RunSpec) -> dict:
-    """All that can change a number and is not in the spec: versions, weights, problems, prompt, lengths, machine."""
+    """All that can change a number and is not in the spec: versions, weights, problems, machine …"""
     recorded = spec.lengths and _file_digest(lengths_path(spec.lengths))
     generated = spec.lengths and spec.options.random_weights
     draft = spec.options.speculation and spec.options.speculation.draft
@@ -68,7 +68,7 @@ def inputs(spec: RunSpec) -> dict:
         "prompt": PROMPT_VERSION,
         "lengths": recorded,
         "machine": machine(),
-    }
+    } | ({"trace": _file_digest(load.trace_path(spec.load.name))} if spec.load.kind == "trace" else {})
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from asu.engines import base
 from asu.engines.server import Server
 from asu.errors import AsuError
 from asu.progress import Progress, clock_text
-from asu.specs import EngineOptions, RunSpec, parse
+from asu.specs import EngineOptions, RunSpec, canonical, parse
 
 _OPTIONS = tuple(EngineOptions.model_fields)
 _SAMPLING = ("temperature", "top_p", "budget", "logprobs")
@@ -138,7 +138,7 @@ class Study:
         """Folder of the complete run of each spec, None where there is none."""
         if self._records:
             complete = self.store.complete()
-            return {spec: complete.get(runs.canonical(spec.model_dump(mode="json"))) for spec in self.specs}
+            return {spec: complete.get(canonical(spec.model_dump(mode="json"))) for spec in self.specs}
         return {spec: self.store.find(spec, runs.inputs(spec)) for spec in self.specs}
 
     def groups(self, specs: Iterable[RunSpec] | None = None) -> list[Group]:
