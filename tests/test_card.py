@@ -102,7 +102,7 @@ def test_the_card_tells_what_the_runs_and_the_training_say():
     assert "| mini-1m-direct | mini-facts | " in text and "nan" not in text
 
 
-def test_the_command_writes_the_card_or_says_what_is_missing(tmp_path, monkeypatch, capsys):
+def test_the_command_writes_the_card_or_checks_the_bands(tmp_path, monkeypatch, capsys):
     trained = card.records()
     monkeypatch.setattr(card, "records", lambda folder: trained)
     monkeypatch.setattr(paths, "MODELS", tmp_path)
@@ -111,8 +111,17 @@ def test_the_command_writes_the_card_or_says_what_is_missing(tmp_path, monkeypat
     assert card.main(["--check"], lambda: Made(measured())) == 0
     assert card.main(["--check"], lambda: Made(measured(ACCURACY | {"mini-4m-think": (99, 75, 45, 62)}))) == 1
     lines = [line[:4] for line in capsys.readouterr().out.splitlines()]
-    assert lines[-10:].count("FAIL") == 1 and lines[-20:-10] == ["pass"] * 10
+    assert lines[-11:].count("FAIL") == 1 and lines[-22:-11] == ["pass"] * 11
 
+
+def test_answers_that_no_grader_reads_are_no_accuracy():
+    frame = measured()
+    frame.loc[frame.task == "mini-facts", "outcome"] = "unparsed"
+    missed = card.bands(frame)
+    assert missed.what[~missed.passed].tolist() == ["answers of all four that could not be graded, share"]
+
+
+def test_the_command_names_the_run_that_is_missing(tmp_path, monkeypatch, capsys):
     def missing():
         return Study.of(card.study().specs[:1], store=runs.Store(tmp_path))
 

@@ -82,6 +82,8 @@ def bands(requests: pd.DataFrame) -> pd.DataFrame:
          np.percentile(tokens, 99, method="inverted_cdf") / tokens.median(), 3.0, inf),
         ("answers of the thinking 4M cut off by the budget",
          float((requests[requests.model == LARGE].outcome == "cut off").sum()), 1.0, inf),
+        ("answers of all four that could not be graded, share",
+         float((requests.outcome == "unparsed").mean()), 0.0, 0.05),
         ("mean accuracy over the sets, thinking 4M − 1M", mean[LARGE] - mean[SMALL], np.nextafter(0, 1), 1.0),
         ("mean accuracy over the sets, direct 4M − 1M", mean[LARGE_PLAIN] - mean[SMALL_PLAIN], np.nextafter(0, 1), 1.0),
     ]
