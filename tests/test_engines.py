@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from asu import engines
+from asu import engines, fill
 from asu.engines import base
 from asu.engines import lmdeploy as lmdeploy_module
 from asu.engines import vllm as vllm_module
@@ -219,12 +219,37 @@ def test_missing_weights_folder(on, folder):
         check("vllm", DIRECT, folder / "absent")
 
 
-def test_random_weights_need_no_weights_file_in_vllm_but_do_in_lmdeploy(on, folder):
+def test_random_weights_need_no_weights_file(on, folder):
     on("gpu", HOPPER)
     (folder / "model.safetensors").unlink()
-    check("vllm", DIRECT, folder, random_weights=True)
-    with pytest.raises(AsuError, match="safetensors"):
-        check("lmdeploy", DIRECT, folder, random_weights=True)
+    for name in engines.ENGINES:
+        check(name, DIRECT, folder, random_weights=True)
+        with pytest.raises(AsuError, match="safetensors"):
+            check(name, DIRECT, folder)
+
+
+def test_lmdeploy_has_random_weights_made_once_by_its_own_interpreter(on, folder, tmp_path, monkeypatch):
+    on("gpu", HOPPER)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/asked\ntouch "$3/FILLED"\n')
+    python.chmod(0o755)
+    monkeypatch.setenv("ASU_PYTHON_LMDEPLOY", str(python))
+    lmdeploy = engines.get("lmdeploy")
+    lmdeploy.prepare(EngineOptions(), str(folder))
+    assert not (tmp_path / "asked").exists()
+    for _ in range(2):
+        lmdeploy.prepare(EngineOptions(random_weights=True), str(folder))
+    assert (tmp_path / "asked").read_text() == f"-P {fill.__file__} {folder} 0\n"
+
+
+def test_random_weights_that_cannot_be_made(on, folder, tmp_path, monkeypatch):
+    on("gpu", HOPPER)
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho 'No space left on device' >&2\nexit 1\n")
+    python.chmod(0o755)
+    monkeypatch.setenv("ASU_PYTHON_LMDEPLOY", str(python))
+    with pytest.raises(AsuError, match="(?s)could not be made.*No space left.*ASU_OUTPUT"):
+        engines.get("lmdeploy").prepare(EngineOptions(random_weights=True), str(folder))
 
 
 def test_quantised_folder_asked_for_as_bf16_is_refused(on, folder):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import toys as playthings
-from asu import journal, models, paths, records, runs, tasks, workload
+from asu import journal, paths, records, runs, tasks, workload
 from asu.errors import AsuError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -352,8 +352,9 @@ def recorded(tmp_path, monkeypatch):
     (tmp_path / "toy.csv").write_text("problem_id,repeat,prompt_tokens,output_tokens\na,0,12,40\nb,0,30,900\n")
 
 
-def test_replay_asks_for_the_recorded_lengths(toys, recorded, store, server):
-    spec = make_spec(lengths="toy", problems=None, options={"random_weights": True})
+def test_replay_asks_for_the_recorded_lengths(toys, recorded, store, server, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "RUNS", tmp_path)
+    spec = make_spec(model="r1-qwen-7b", lengths="toy", problems=None, options={"random_weights": True})
     wanted = runs.requests(spec)
     assert [(r.id, r.max_tokens, len(r.problem.prompt.split())) for r in wanted] == [("a#0", 40, 12), ("b#0", 64, 30)]
     call = runs._call(spec, wanted[0])
@@ -397,8 +398,8 @@ def test_the_end_of_thinking_is_found_in_the_tokenizer(tmp_path, monkeypatch):
     folder.mkdir()
     added = [{"id": 3, "content": "<think>"}, {"id": 4, "content": "</think>"}]
     (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
-    assert runs._think_end_id(models.get("mini-4m-think")) == 4
-    assert runs._think_end_id(models.get("mini-4m-direct")) is None
+    assert runs._think_end_id(make_spec(model="mini-4m-think")) == 4
+    assert runs._think_end_id(make_spec(model="mini-4m-direct")) is None
 
 
 def test_weights_digest_follows_every_byte(tmp_path, monkeypatch):

@@ -534,7 +534,7 @@ class Client:
     def _body(self, call: Call) -> dict:
         body = {"model": self.model, "messages": [{"role": "user", "content": call.prompt}], "stream": True,
                 "stream_options": {"include_usage": True}, "return_token_ids": True, "max_tokens": call.max_tokens,
-                "temperature": call.temperature, "top_p": call.top_p, "seed": call.seed}
+                "temperature": call.temperature, "top_p": call.top_p, "top_k": 0, "seed": call.seed}
         optional = {"ignore_eos": call.ignore_eos or None, "min_tokens": call.min_tokens, "priority": call.priority,
                     "chat_template_kwargs": call.chat_options, "logprobs": call.logprobs or None}
         return body | {name: value for name, value in optional.items() if value is not None} | self.extras

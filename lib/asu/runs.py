@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from asu import engines, load, models, paths, tasks
+from asu import engines, load, models, paths, shapes, tasks
 from asu.client import Call, Client, Clock, engine_is_dead, quiet_collector
 from asu.engines import base
 from asu.errors import AsuError
@@ -33,7 +33,7 @@ from asu.journal import Journal, locked, space, write
 from asu.monitor import Monitor
 from asu.progress import Silent
 from asu.records import ENGINE, HOST, Run, Store, finish, pretty, read, read_spec, redo, tables
-from asu.specs import RunSpec, canonical, digest
+from asu.specs import RunSpec, digest
 from asu.workload import Request, lengths_path, requests
 
 __all__ = ["Run", "Store", "execute", "inputs", "machine", "read", "requests"]
@@ -86,8 +86,8 @@ _problems_digest = functools.cache(lambda task, limit: tasks.get(task).digest(li
 def _weights_digest(name: str, random: bool) -> str:
     """What the weights are: SHA-256 over a local folder's files, the hub's commit, or the shape of random ones."""
     model = models.get(name)
-    if random and model.shape:
-        return "random:" + hashlib.sha256(canonical(model.shape).encode()).hexdigest()
+    if random:
+        return shapes.digest(model)
     if model.hub and not model.folder.is_dir():
         return f"{model.hub}@{_hub_commit(model.hub, model.revision)}"
     kept = {".safetensors", ".json", ".jinja", ".txt"}
@@ -219,7 +219,7 @@ class Session:
         self.failure = asyncio.get_running_loop().create_future()
         self.client = Client(server.base_url, server.key, server.served_name, timeout_s=REQUEST_TIMEOUT_S,
                              idle_timeout_s=IDLE_TIMEOUT_S, concurrency=_connections(spec, len(self.wanted)),
-                             think_end_id=_think_end_id(models.get(spec.model)))
+                             think_end_id=_think_end_id(spec))
         try:
             async with self.client:
                 with quiet_collector():
@@ -323,11 +323,12 @@ def _connections(spec: RunSpec, count: int) -> int:
     return min(count, getattr(spec.load, most) if most else MOST_CONNECTIONS)
 
 
-def _think_end_id(model: models.Model) -> int | None:
+def _think_end_id(spec: RunSpec) -> int | None:
     """Id of the token that ends the thinking, from the local or cached tokenizer; None where it is not one token."""
     from huggingface_hub import try_to_load_from_cache
 
-    file = model.folder / "tokenizer.json"
+    model = models.get(spec.model)
+    file = Path(base.source(model, spec.options.random_weights)) / "tokenizer.json"
     if model.hub and not file.is_file():
         file = Path(try_to_load_from_cache(model.hub, "tokenizer.json", revision=model.revision) or file)
     if not model.thinks or not file.is_file():

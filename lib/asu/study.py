@@ -275,7 +275,7 @@ class Study:
 def _check(spec: RunSpec) -> None:
     """AsuError if the engine cannot do on this machine what the spec asks."""
     model = models.get(spec.model)
-    engines.get(spec.engine).check(spec.options, model, base.source(model))
+    engines.get(spec.engine).check(spec.options, model, base.source(model, spec.options.random_weights))
 
 
 def env_inputs(env: dict) -> dict:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asu import paths, tasks
+from asu import paths, shapes, tasks
 from asu.errors import AsuError
 from asu.specs import RunSpec
 
@@ -71,18 +71,15 @@ def _max_tokens(spec: RunSpec, lengths: dict | None, problem_id: str, repeat: in
     return max(1, min(int(lengths[problem_id, repeat]["output_tokens"]), spec.sampling.budget))
 
 
-# Frequent words that common vocabularies hold as single tokens, so that n words make about n tokens.
-_WORDS = "time year people way day man thing woman life child world school state family student group country".split()
-
-
 def _generated_problems(spec: RunSpec, lengths: dict) -> list[tasks.Problem]:
-    """Prompts of the recorded length in tokens (about) and without meaning, each different from its first word on."""
+    """Prompts without meaning of the recorded length in tokens, each different from its first words on."""
     ids = list(dict.fromkeys(problem_id for problem_id, _ in lengths))[: spec.problems]
     found = []
     for problem_id in ids:
         row = lengths[next(key for key in lengths if key[0] == problem_id)]
         draw = np.random.default_rng(spec.request_seed(problem_id, 0))
+        words = draw.choice(shapes.WORDS, int(row.get("prompt_tokens") or 200))
         found.append(tasks.Problem(
-            id=problem_id, prompt=" ".join(draw.choice(_WORDS, int(row.get("prompt_tokens") or 200))), expected="",
+            id=problem_id, prompt=" ".join(words), expected="",
             level=int(row.get("level") or 0), difficulty=float(row.get("difficulty") or "nan"), task=spec.task))
     return found

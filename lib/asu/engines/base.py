@@ -14,7 +14,7 @@ from pathlib import Path
 import pynvml
 from prometheus_client.parser import text_string_to_metric_families
 
-from asu import paths
+from asu import paths, shapes
 from asu.errors import AsuError
 from asu.models import Model
 from asu.specs import EngineOptions
@@ -75,6 +75,9 @@ class Engine(ABC):
     @abstractmethod
     def request_extras(self, priority: int | None = None, chat_options: dict | None = None) -> dict:
         """JSON body fields beyond the common ones: exact token counts per event, priority, template switches."""
+
+    def prepare(self, options: EngineOptions, source: str) -> None:  # noqa: B027
+        """Make what the server needs to find in `source` and that may take long; nothing for most engines."""
 
     @property
     def warm_module(self) -> str | None:
@@ -162,8 +165,10 @@ def labels(text: str, name: str) -> dict[str, str]:
     return {}
 
 
-def source(model: Model) -> str:
-    """Where the weights come from: the model's local folder if it exists, else its hub id."""
+def source(model: Model, random_weights: bool = False) -> str:
+    """Where the weights come from: a folder of the model's shape, its local folder if it exists, else its hub id."""
+    if random_weights:
+        return str(shapes.folder(model))
     if model.hub is None or model.folder.is_dir():
         return str(model.folder)
     return model.hub

@@ -1,8 +1,10 @@
 """LMDeploy's PyTorch engine, on NVIDIA GPUs. Flags and metric names as of 0.18."""
 
 import re
+import subprocess
 from pathlib import Path
 
+from asu import fill, shapes
 from asu.engines import base
 from asu.errors import AsuError
 from asu.models import Model
@@ -41,8 +43,7 @@ class LMDeploy(base.Engine):
             raise AsuError("LMDeploy needs an NVIDIA GPU and there is none",
                            "use engine: vllm here, which also serves on the CPU")
         self.installed()
-        # It has no dummy load format: random weights must lie in real files.
-        base.check_weights(model, source, random_weights=False)
+        base.check_weights(model, source, options.random_weights)
         base.check_context(model, source, options.context)
         if options.weights not in WEIGHTS:
             raise base.refuse("LMDeploy", "weights", options.weights, WEIGHTS)
@@ -64,6 +65,17 @@ class LMDeploy(base.Engine):
         if pool is not None and (pool % BLOCK_TOKENS or pool < LEAST_BLOCKS * BLOCK_TOKENS):
             raise AsuError(f"LMDeploy cannot make a KV pool of {pool} tokens",
                            f"use a multiple of {BLOCK_TOKENS}, at least {LEAST_BLOCKS * BLOCK_TOKENS}")
+
+    def prepare(self, options: EngineOptions, source: str) -> None:
+        """LMDeploy has no dummy load format: random weights must lie in files, 15 GB and half a minute for a 7B."""
+        if not options.random_weights or (Path(source) / fill.MARK).exists():
+            return
+        # -P keeps the script's own folder off the module path, where its neighbours would hide other modules.
+        command = [self.python, "-P", fill.__file__, source, str(shapes.SEED)]
+        made = subprocess.run(command, capture_output=True, text=True, check=False)
+        if made.returncode:
+            raise AsuError(f"random weights for {source} could not be made:\n{made.stderr[-2000:]}",
+                           "free disk and GPU memory for weights of that size, or set ASU_OUTPUT to a larger disk")
 
     def command(self, model: Model, source: str, options: EngineOptions, host: str, port: int,
                 served_name: str) -> list[str]:

@@ -101,7 +101,7 @@ class Server:
         self.model = model
         self.options = options
         self.log_path = Path(log_path)
-        self.source = str(source or base.source(model))
+        self.source = str(source or base.source(model, options.random_weights))
         self.start_timeout_s = start_timeout_s
         self.served_name = model.name
         self.key = secrets.token_urlsafe(32)
@@ -113,6 +113,7 @@ class Server:
 
     def __enter__(self) -> "Server":
         self.engine.check(self.options, self.model, self.source)
+        self.engine.prepare(self.options, self.source)
         began = time.monotonic()
         try:
             for attempt in range(PORT_ATTEMPTS):
