@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from asu import claims
+from asu import claims, metrics
 from asu.errors import AsuError
 from asu.stats import Estimate
 
@@ -151,6 +151,13 @@ def test_prediction_error_by_hand():
     assert error.value == pytest.approx((10 * 0.25 + 29.8 * 0.125) / 39.8, abs=0.002)
 
 
+def test_the_client_s_own_view_is_an_engine_frame():
+    seen = metrics.predicted_engine(**on_the_wire())
+    assert set(seen.role) == {"RLLM", "LLM"} and seen.kv_use.max() == 1 / 8
+    assert seen.groupby("run").running.last().eq(0).all()  # all is let go at the end
+    assert claims.kv_peak_ratio(seen, **FEW).value == 1
+
+
 def test_a_comparison_needs_both_roles_under_equal_settings():
     engine = gauges(lambda role, task: 0.5)
     with pytest.raises(AsuError, match="nothing to compare"):
@@ -198,6 +205,8 @@ def test_times_that_follow_difficulty_and_times_that_do_not():
     assert contains(numbers["03.time_slope_difference"],
                     numbers["03.time_slope_rllm"].value - numbers["03.time_slope_llm"].value)
     assert numbers["03.time_spread_ratio"].value == pytest.approx(4, rel=0.15)
+    # on medium 4 times as long: 2, 4, 8 and 16 against 1 is 7.5 on average, four times that on medium
+    assert numbers["03.time_ratio"].value == pytest.approx(7.5 * 4 ** (1 / len(TASKS)), rel=0.15)
     assert "03.time_slope_rllm_mini-medium" in numbers and "03.time_spread_ratio_mini-easy" not in numbers
 
 

@@ -180,6 +180,8 @@ def test_a_barrier_batch_by_hand():
     assert result.idle_share == pytest.approx(1 - 22 / 100)
     left = metrics.last_remaining(pd.DataFrame(batch), ks=(1, 2, 10))
     assert left[["k", "remain_s", "wall_s"]].values.tolist() == [[1, 4, 10], [2, 1, 10]]
+    labelled = metrics.last_remaining(pd.DataFrame(batch).assign(role="RLLM"), keep=["role"])
+    assert labelled.role.eq("RLLM").all() and labelled.columns.get_loc("role") < labelled.columns.get_loc("k")
 
 
 def test_without_a_barrier_a_batch_is_as_many_finishes_as_slots():

@@ -499,6 +499,14 @@ def time_slope_difference(requests: pd.DataFrame, **options) -> Estimate:
     return _over_problems(r, stats.average(_contrast(r, "role", "RLLM", "LLM", _time_slope)), **options)
 
 
+@number("03.time_ratio", "×", "requests", per_task=True)
+def time_ratio(requests: pd.DataFrame, **options) -> Estimate:
+    """Mean time per request, RLLM over LLM on the same problems, geometric mean over sets and sizes."""
+    r = _timed(requests)
+    parts = _contrast(r, "role", "RLLM", "LLM", lambda rows: stats.mean(rows.service_s), combine=stats.ratio)
+    return _over_problems(r, stats.geometric_mean(parts), **options)
+
+
 def _spread(r: pd.DataFrame, inside: np.ndarray) -> stats.Statistic:
     """Longest over shortest mean time of the tasks within the rows `inside`."""
     tasks = [inside & (r.task == task).to_numpy() for task in r.task[inside].unique()]

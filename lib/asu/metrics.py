@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from asu import stats
+from asu.columns import LABELS
 from asu.errors import AsuError
 
 OUTCOMES = ["correct", "wrong", "cut off", "unparsed", "failed"]
@@ -202,17 +203,18 @@ def _batch(members: pd.DataFrame, span: tuple[float, float], slots: int, start: 
             "few_s": float(length[in_flight < FEW_RUNNING * slots].sum()), "busy_s": float(length @ in_flight)}
 
 
-def last_remaining(requests: pd.DataFrame, ks: Sequence[int] = (1, 2, 4)) -> pd.DataFrame:
+def last_remaining(requests: pd.DataFrame, ks: Sequence[int] = (1, 2, 4), keep: Sequence[str] = ()) -> pd.DataFrame:
     """Per barrier batch and k: seconds from the batch's start until only k requests were left, and the batch's length.
 
-    Columns: run, session, batch, k, remain_s, wall_s. Batches of k or fewer requests give no row.
+    Columns: run, session, batch, `keep`, k, remain_s, wall_s. Batches of k or fewer requests give no row.
     """
     rows = []
     barrier = requests[requests.batch >= 0]
     for label, part in _parts(barrier, [*_run_keys(barrier), "batch"]):
+        label |= {column: part[column].iloc[0] for column in keep}
         stop = np.sort(last_known(part).to_numpy()) - part.due_s.min()
         rows += [label | {"k": k, "remain_s": stop[-k - 1], "wall_s": stop[-1]} for k in ks if k < len(stop)]
-    return pd.DataFrame(rows, columns=[*_run_keys(barrier), "batch", "k", "remain_s", "wall_s"])
+    return pd.DataFrame(rows, columns=[*_run_keys(barrier), "batch", *keep, "k", "remain_s", "wall_s"])
 
 
 # --- KV cache, energy ----------------------------------------------------------------------------------------------
@@ -282,6 +284,18 @@ def predicted_kv(requests: pd.DataFrame, events: pd.DataFrame, pool_tokens: int 
     moves["tokens"] = moves.groupby(per_run, dropna=False).change.cumsum() if per_run else moves.change.cumsum()
     moves["predicted"] = moves.tokens / moves._pool
     return moves[[*per_run, "t_s", "tokens", "predicted"]]
+
+
+def predicted_engine(requests: pd.DataFrame, events: pd.DataFrame, **options) -> pd.DataFrame:
+    """An engine frame as the client would write it: the runs' labels, t_s, kv_use as predicted, running, waiting (0).
+
+    One row per change, so that nothing is missed between readings; options: those of `predicted_kv`.
+    """
+    predicted = predicted_kv(requests, events, **options)
+    labels = [c for c in LABELS if c in requests and c not in predicted]
+    of_run = requests[["run", *(c for c in labels if c != "run")]].drop_duplicates("run")
+    return predicted.merge(of_run, on="run").rename(columns={"predicted": "kv_use"}).assign(
+        running=lambda e: (e.tokens > 0).astype(float), waiting=0.0).drop(columns="tokens")
 
 
 def kv_prediction(predicted: pd.DataFrame, engine: pd.DataFrame) -> pd.DataFrame:

@@ -223,7 +223,7 @@ def kv_summary(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> Figu
         here = summary[(summary["pair"] == pair) & (summary["metric"] == metric)]
         _bars(ax, here, series, _select(paper, metric=metric))
         ax.tick_params(labelbottom=ax.get_subplotspec().is_last_row())
-        label, share = _metric(metric)
+        label, share = _metric(metric, 26)
         if share:
             _share_axis(ax)
         if ax.get_subplotspec().is_first_row():
