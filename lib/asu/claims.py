@@ -490,19 +490,23 @@ def tokens_slope_llm(requests: pd.DataFrame, **options) -> Estimate:
     return _within_sets(requests, "LLM", _token_slope, **options)
 
 
+def _both_roles(timed: pd.DataFrame) -> pd.DataFrame:
+    """Requests of the problems that were timed with both roles of a pair: an answer of one token has no time."""
+    keys = [k for k in ("pair", "task", "problem_id") if k in timed]
+    return timed[timed.groupby(keys).role.transform("nunique") == 2].reset_index(drop=True)
+
+
 @number("03.time_slope_difference", "ln(s)/SD", "requests", per_task=True)
 def time_slope_difference(requests: pd.DataFrame, **options) -> Estimate:
     """Growth of log time with difficulty, RLLM − LLM, paired by problem, mean over sets and sizes."""
-    r = _timed(requests)
-    both = r.groupby(["task", "problem_id"]).role.transform("nunique") == 2
-    r = r[both].reset_index(drop=True)
+    r = _both_roles(_timed(requests))
     return _over_problems(r, stats.average(_contrast(r, "role", "RLLM", "LLM", _time_slope)), **options)
 
 
 @number("03.time_ratio", "×", "requests", per_task=True)
 def time_ratio(requests: pd.DataFrame, **options) -> Estimate:
     """Mean time per request, RLLM over LLM on the same problems, geometric mean over sets and sizes."""
-    r = _timed(requests)
+    r = _both_roles(_timed(requests))
     parts = _contrast(r, "role", "RLLM", "LLM", lambda rows: stats.mean(rows.service_s), combine=stats.ratio)
     return _over_problems(r, stats.geometric_mean(parts), **options)
 

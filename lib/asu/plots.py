@@ -48,6 +48,7 @@ def _need(frame: pd.DataFrame, columns: Iterable[str], what: str) -> pd.DataFram
 
 def _metric(name: str, width: int = 24) -> tuple[str, bool]:
     """(axis label, whether it is a share, drawn in percent) of a metric or of a per-request column such as e2e_s."""
+        title = "time, sent to last token" if name == "service_s" else title
     if name not in METRICS:
         title, unit = name.removesuffix("_s").replace("_", " "), "s" if name.endswith("_s") else ""
         title = title.upper() if title in ("e2e", "ttft", "ttfvt", "tbt") else title
@@ -419,9 +420,9 @@ def time_vs_difficulty(requests: pd.DataFrame, slopes: pd.DataFrame) -> Figure:
             edges = np.sort([height + slope[bound] * (x - middle) for bound in ("lo", "hi")], axis=0)
             ax.fill_between(x, *edges, color=look.colour, alpha=0.25, linewidth=0)
             notes.append(f"{role} {slope['value']:+.2g} [{slope['lo']:.2g}, {slope['hi']:.2g}]".replace("-", "−"))
-        ax.set_title("\n".join(notes), fontsize=7.5)
+        ax.set_title("\n".join(notes), fontsize=7)
         if ax.get_subplotspec().is_first_row():
-            ax.set_title(f"{style.task(task).label}\n" + "\n".join(notes), fontsize=7.5)
+            ax.set_title(f"{style.task(task).label}\n" + "\n".join(notes), fontsize=7)
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         if ax.get_subplotspec().is_first_col():
             ax.set_ylabel(_metric(metric)[0])

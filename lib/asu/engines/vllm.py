@@ -138,7 +138,9 @@ class VLLM(base.Engine):
         return [self.python, "-m", "vllm.entrypoints.openai.api_server", *flags]
 
     def environment(self, options: EngineOptions, source: str, key: str) -> dict[str, str]:
-        variables = {"VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
+        variables = {"VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1",
+                     # Its 5 s would close a connection just as a client that was held up sends the next request on it.
+                     "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "3600"}
         if Path(source).is_dir():
             variables["HF_HUB_OFFLINE"] = "1"
         if options.prefix_caching:
