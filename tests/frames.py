@@ -100,6 +100,11 @@ def shares() -> pd.DataFrame:
     return pd.DataFrame(parts)
 
 
+def levels() -> pd.DataFrame:
+    frame = _product(task=TASKS, pair=PAIRS, role=ROLES, level=[1, 2, 3, 4, 5])
+    return _interval(frame.assign(value=1.0 - frame["level"] * frame["role"].map({"RLLM": 0.1, "LLM": 0.18})), 0.08)
+
+
 def budget_curve() -> pd.DataFrame:
     frame = _product(task=TASKS, role=ROLES, budget=BUDGETS, metric=["accuracy", "cut_off"])
     need = frame["task"].map(dict(zip(TASKS, [60, 200, 600, 100], strict=True)))

@@ -35,8 +35,9 @@ def study(seconds, *, roles=("RLLM", "LLM"), tasks=TASKS, load="batch8", budget=
                 correct = True if hit is None else hit(role, task, i)
                 tokens = max(1, round(100 * spent))
                 rows.append({
-                    "run": run, "session": 0, "engine": "vllm", "pair": pair, "size": "4M", "role": role, "task": task,
-                    "load": load, "budget": budget, "kv_pool_tokens": pd.NA, "kv_pool_actual": 4096,
+                    "run": run, "session": 0, "engine": "vllm", "pair": pair,
+                    "model": f"{pair}-{'think' if role == 'RLLM' else 'direct'}", "size": "4M", "role": role,
+                    "task": task, "load": load, "budget": budget, "kv_pool_tokens": pd.NA, "kv_pool_actual": 4096,
                     "max_requests": max_requests, "speculation": "none",
                     "request_id": f"{task}-{i}#0", "problem_id": f"{task}-{i}", "difficulty": difficulty,
                     "batch": i // len(slots) if load.startswith("batch") else -1,

@@ -30,6 +30,9 @@ FIGURES = {
     "time_vs_difficulty": lambda: plots.time_vs_difficulty(frames.requests(), frames.slopes()),
     "domain_preference": lambda: plots.domain_preference(frames.differences(), claims.paper("accuracy")),
     "outcomes": lambda: plots.outcomes(frames.shares()),
+    "accuracy_by_level": lambda: plots.accuracy_by_level(frames.levels()),
+    "length_by_outcome": lambda: plots.length_by_outcome(frames.requests().assign(
+        outcome=lambda f: np.where(f["finish_reason"] == "length", "cut off", "correct"), budget=1500)),
     "budget_curve": lambda: plots.budget_curve(frames.budget_curve(), claims.paper("accuracy_by_budget")),
     "batch_size": lambda: plots.batch_size(frames.batch_curve()),
     "survivor": lambda: plots.survivor(frames.survival()),
@@ -182,6 +185,14 @@ def test_a_frame_without_rows_or_columns_is_an_error_with_a_remedy(name, frame):
         getattr(plots, name)(frame.iloc[:0])
     with pytest.raises(AsuError, match="lacks the columns"):
         getattr(plots, name)(frame.drop(columns=["task"]))
+
+
+def test_the_papers_numbers_are_drawn_the_same_with_and_without_tasks():
+    for quantity, where, draw, ours in [("kv_peak", {"size": "7B"}, plots.kv_summary, frames.kv_summary()),
+                                        ("accuracy_by_budget", {}, plots.budget_curve, frames.budget_curve())]:
+        with_tasks = claims.paper(quantity, frames.TASKS, **where)
+        figures = [draw(ours, paper) for paper in (claims.paper(quantity, **where), with_tasks)]
+        assert pages.svg(figures[0], "same", "same") == pages.svg(figures[1], "same", "same"), quantity
 
 
 def test_a_task_without_a_look_is_still_drawn():

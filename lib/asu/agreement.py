@@ -8,6 +8,8 @@ import pandas as pd
 from asu import metrics, stats
 from asu.errors import AsuError
 
+SAME = 1e-12  # nat: below the engine's own rounding, above that of adding up
+
 MEASURES = {
     "changed": ("Texts that differ", "share"),
     "moved": ("Tokens of equal text whose log-probability differs at all", "share"),
@@ -49,22 +51,33 @@ def _of_run(requests: pd.DataFrame, wanted: dict) -> pd.DataFrame:
     if chosen.run.nunique() != 1:
         raise AsuError(f"{chosen.run.nunique()} runs have {wanted}", "name exactly one run by its labels")
     r = metrics.derive(chosen)
-    return r[r.finished].assign(text=r.thinking_text.fillna("") + "\0" + r.answer_text.fillna(""))
+    return r[r.finished].assign(text=metrics.texts(r[r.finished]))
 
 
 def _gaps(both: pd.DataFrame, a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
-    """shared, moved and gap per request, over the events that end at the same token before the texts part."""
+    """shared, moved and gap per request, token by token before the texts part.
+
+    Where one run got several tokens in one event, the other's are summed up to the same token.
+    """
     ends = []
     for events in (a, b):
         tokens = events.thinking_tokens + events.answer_tokens
-        ends.append(events.assign(tokens=tokens, end=tokens.groupby(events.request_id).cumsum())[
-            ["request_id", "end", "tokens", "logprob"]])
-    pairs = ends[0].merge(ends[1], on=["request_id", "end", "tokens"], suffixes=("_a", "_b"))
-    pairs = pairs.merge(both[["request_id", "parted_at"]], on="request_id").dropna(subset=["logprob_a", "logprob_b"])
-    pairs = pairs[pairs.end <= pairs.parted_at]
-    gap = (pairs.logprob_a - pairs.logprob_b).abs()
-    return pairs.assign(gap=gap, moved=pairs.tokens.where(gap > 0, 0)).groupby("request_id", as_index=False).agg(
+        ends.append(events.assign(end=tokens.groupby(events.request_id).cumsum())[["request_id", "end", "logprob"]])
+    common = ends[0][["request_id", "end"]].merge(ends[1][["request_id", "end"]])
+    one, two = (_up_to(common, each) for each in ends)
+    steps = common.assign(tokens=common.groupby("request_id").end.diff().fillna(common.end), gap=(one - two).abs())
+    steps = steps.merge(both[["request_id", "parted_at"]], on="request_id").dropna(subset=["gap"])
+    steps = steps[steps.end <= steps.parted_at]
+    return steps.assign(moved=steps.tokens.where(steps.gap > SAME, 0)).groupby("request_id", as_index=False).agg(
         shared=("tokens", "sum"), moved=("moved", "sum"), gap=("gap", "sum"))
+
+
+def _up_to(common: pd.DataFrame, ends: pd.DataFrame) -> pd.Series:
+    """Log-probability summed over the events after one row of `common` up to the next, in its order."""
+    next_end = pd.merge_asof(ends.sort_values("end"), common.assign(to=common.end).sort_values("end"), on="end",
+                             by="request_id", direction="forward")
+    sums = next_end.groupby(["request_id", "to"]).logprob.sum(min_count=1)
+    return sums.reindex(pd.MultiIndex.from_frame(common)).reset_index(drop=True)
 
 
 def summary(compared: pd.DataFrame, **options) -> pd.DataFrame:

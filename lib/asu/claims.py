@@ -120,7 +120,7 @@ def beside_paper(name: str, numbers: Mapping[str, Estimate], theirs: pd.Series) 
     """The number recorded per task as <name>_<task> beside the paper's (by task): task, measured, paper, ratio."""
     rows = [(task, numbers[f"{name}_{task}"]) for task in SETS if f"{name}_{task}" in numbers]
     return pd.DataFrame([{"task": task, "measured": number, "paper": theirs.get(task, np.nan),
-                          "measured over paper": number.value / theirs.get(task, np.nan)} for task, number in rows])
+                          "measured over paper": number.value / (theirs.get(task) or np.nan)} for task, number in rows])
 
 
 def paper_difference(quantity: str, tasks: Iterable[str], **where) -> pd.Series:
@@ -713,8 +713,7 @@ def batch_texts_changed(batches: pd.DataFrame, **options) -> Estimate:
     r, big, small = _sized(batches)
     r = r[r.at_once.isin([big, small]) & r.error.isna()]
     keys = [c for c in SETTINGS if c in r and c not in ("load", "max_requests")]
-    texts = r.thinking_text.fillna("") + "\0" + r.answer_text.fillna("")
-    same = r.assign(text=texts).groupby([*keys, "problem_id", "request_id"], dropna=False).agg(
+    same = r.assign(text=metrics.texts(r)).groupby([*keys, "problem_id", "request_id"], dropna=False).agg(
         texts=("text", "nunique"), sizes=("at_once", "nunique")).reset_index()
     same = same[same.sizes == 2]
     return _over_problems(same, stats.mean(same.texts > 1), bounds=(0, 1), **options)

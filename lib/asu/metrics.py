@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from asu import stats
+from asu import models, stats
 from asu.columns import LABELS
 from asu.errors import AsuError
 
@@ -52,6 +52,17 @@ def derive(requests: pd.DataFrame) -> pd.DataFrame:
     graded = r.outcome.notna() & (r.outcome != "failed")
     r["hit"] = (r.outcome == "correct").astype(float).where(graded)
     return r
+
+
+def texts(requests: pd.DataFrame) -> pd.Series:
+    """Thinking, a mark (NUL, one character), answer: to compare texts by.
+
+    Without the opening mark of thinking, which vLLM leaves in the text where one event holds it and more.
+    """
+    marks = {name: models.get(name).start for name in requests.model.unique()}
+    thinking = [text.removeprefix(marks[name]) for text, name in
+                zip(requests.thinking_text.fillna(""), requests.model, strict=True)]
+    return pd.Series(thinking, requests.index) + "\0" + requests.answer_text.fillna("")
 
 
 def _more_than_one(tokens: pd.Series) -> pd.Series:

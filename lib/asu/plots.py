@@ -23,8 +23,6 @@ from asu.errors import AsuError
 from asu.metrics import METRICS
 from asu.stats import Estimate, kaplan_meier
 
-PERCENT = PercentFormatter(1.0, decimals=None)
-
 # Requests still running of a batch of 16, 7B, read off the paper's figure.
 PAPER_RUNNING = pd.DataFrame(
     [("MATH-500", "RLLM", 0, 16), ("MATH-500", "RLLM", 50, 4), ("MATH-500", "RLLM", 80, 2),
@@ -48,9 +46,9 @@ def _need(frame: pd.DataFrame, columns: Iterable[str], what: str) -> pd.DataFram
 
 def _metric(name: str, width: int = 24) -> tuple[str, bool]:
     """(axis label, whether it is a share, drawn in percent) of a metric or of a per-request column such as e2e_s."""
-        title = "time, sent to last token" if name == "service_s" else title
     if name not in METRICS:
         title, unit = name.removesuffix("_s").replace("_", " "), "s" if name.endswith("_s") else ""
+        title = "time, sent to last token" if name == "service_s" else title
         title = title.upper() if title in ("e2e", "ttft", "ttfvt", "tbt") else title
     else:
         title, unit = METRICS[name].title, METRICS[name].unit
@@ -71,10 +69,13 @@ def _select(frame: pd.DataFrame | None, **where) -> pd.DataFrame:
 
 def _theirs(paper: pd.DataFrame | None, tasks: Iterable[str]) -> pd.DataFrame | None:
     """The paper's rows under this module's columns: each of `tasks` gets those of the set it is or stands for."""
-    if paper is None or "task" in paper:
+    if paper is None:
+        return paper
+    paper = paper.rename(columns={"quantity": "metric", "size": "model"})
+    if "task" in paper:
         return paper
     sets = pd.DataFrame([(task, SETS[task]) for task in set(tasks) if task in SETS], columns=["task", "set"])
-    return paper.rename(columns={"quantity": "metric", "x": "budget", "size": "model"}).merge(sets, on="set")
+    return paper.merge(sets, on="set")
 
 
 def _grid(frame, row: str, column: str, height: float, sharex=False, sharey="row", rows=None, columns=None):
@@ -130,7 +131,7 @@ def _legend(figure: Figure, handles: list, columns: int = 4) -> None:
 
 
 def _share_axis(ax: Axes) -> None:
-    ax.yaxis.set_major_formatter(PERCENT)
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0))  # one each: a formatter knows only its last axis
 
 
 def _whisker(ax: Axes, x, rows: pd.DataFrame, **look) -> None:
@@ -501,7 +502,7 @@ def outcomes(shares: pd.DataFrame) -> Figure:
     ax.set_yticks(range(len(groups)), labels.agg(" · ".join, axis=1))
     ax.set_ylim(len(groups) - 0.4, -0.6)
     ax.set_xlim(0, 1)
-    ax.xaxis.set_major_formatter(PERCENT)
+    ax.xaxis.set_major_formatter(PercentFormatter(1.0))
     ax.set_xlabel("share of requests [%]")
     ax.grid(axis="y", visible=False)
     handles = [Patch(facecolor=look.colour, hatch=look.hatch, edgecolor="white", label=look.label)
@@ -543,6 +544,7 @@ def length_by_outcome(requests: pd.DataFrame) -> Figure:
     requests: task, pair, outcome, output_tokens, budget [tokens], of one role.
     """
     _need(requests, ["task", "pair", "outcome", "output_tokens", "budget"], "length_by_outcome")
+    requests = requests[requests["output_tokens"] > 0]
     outcomes = [name for name in style.OUTCOMES if name in set(requests["outcome"])]
     figure, panels = _grid(requests, "pair", "task", height=1.9, sharey=True)
     for (pair, task), ax in panels.items():
@@ -564,7 +566,7 @@ def length_by_outcome(requests: pd.DataFrame) -> Figure:
         if ax.get_subplotspec().is_first_row():
             ax.set_title(style.task(task).label, pad=14)
         if ax.get_subplotspec().is_first_col():
-            ax.set_ylabel(f"{pair}\noutput tokens")
+            ax.set_ylabel(f"{pair}\noutput [tok]")
     handles = [Line2D([], [], color=style.INK, linewidth=2, label="median"),
                Line2D([], [], color=style.FAINT, linestyle=":", label="budget")]
     _legend(figure, handles)
@@ -595,7 +597,8 @@ def budget_curve(curve: pd.DataFrame, paper: pd.DataFrame | None = None) -> Figu
         axes[0, j].set_title(style.task(task).label)
         axes[1, j].set_xlabel("token budget")
         if paper is not None:
-            _normalised(axes[2, j], _select(curve, task=task, metric="accuracy"), _select(paper, task=task))
+            _normalised(axes[2, j], _select(curve, task=task, role="RLLM", metric="accuracy"),
+                        _select(paper, task=task))
     for ax, label in zip(axes[:, 0], ["accuracy [%]", "cut off [%]", "accuracy, share of\nits own at full budget"],
                          strict=False):
         ax.set_ylabel(label)
@@ -649,7 +652,7 @@ def _normalised(ax: Axes, ours: pd.DataFrame, theirs: pd.DataFrame) -> None:
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"1/{round(1 / x)}" if x < 1 else f"{x:g}"))
     ax.set_xticks([1 / 64, 1 / 8, 1])
     ax.minorticks_off()
-    ax.set_ylim(0, 1.15)  # some of the paper's curves fall again after their best
+    ax.set_ylim(0, 1.25)  # some of the paper's curves fall again after their best
     ax.set_xlabel("budget / largest")
 
 
@@ -672,13 +675,15 @@ def batch_size(curve: pd.DataFrame) -> Figure:
         ax.minorticks_off()
         if share:
             _share_axis(ax)
+            ax.set_ylim(-0.03, 1.05)
+        else:
+            ax.set_yscale("log")  # a reasoning model and a plain one are a factor of ten and more apart
         if ax.get_subplotspec().is_first_row():
             ax.set_title(style.task(task).label)
         if ax.get_subplotspec().is_first_col():
             ax.set_ylabel(label)
         if ax.get_subplotspec().is_last_row():
             ax.set_xlabel("batch size [requests]")
-    _from_zero(panels.values())
     _legend(figure, _role_handles(curve["role"]))
     return figure
 
@@ -691,7 +696,7 @@ def agreement(compared: pd.DataFrame, summary: pd.DataFrame) -> Figure:
     """
     _need(compared, ["comparison", "changed", "parted_at", "shared", "gap"], "agreement")
     figure = Figure(figsize=(style.WIDTH, 3.1), layout="constrained")
-    equal, distance, answers = figure.subplots(1, 3, gridspec_kw={"width_ratios": [1.2, 1.2, 1]})
+    equal, distance, answers = figure.subplots(1, 3)
     names = list(dict.fromkeys(compared["comparison"]))
     for k, (name, (colour, dash, marker)) in enumerate(zip(names, _ARMS, strict=False)):
         rows = compared[compared["comparison"] == name]
@@ -709,11 +714,11 @@ def agreement(compared: pd.DataFrame, summary: pd.DataFrame) -> Figure:
             answers.plot(at, row["value"], marker, color=colour, markersize=6)
     equal.set(xlim=(0, None), ylim=(0, 1.02), xlabel="tokens from the start", ylabel="texts still equal [%]")
     distance.set(ylim=(0, 1.02), xlabel="mean |Δ log-probability|\non equal text [nat]",
-                 ylabel="requests with at most that [%]")
+                 ylabel="requests at or below [%]")
     distance.set_xscale("symlog", linthresh=1e-4)
-    distance.set_xlim(left=0)
+    distance.set_xlim(-3e-5, max(1e-2, 2 * distance.get_xlim()[1]))
     answers.axhline(0, color=style.INK, linewidth=0.8)
-    answers.set_xticks(range(3), ["text\nchanged", "right or\nwrong flipped", "accuracy\nchange"], fontsize=8)
+    answers.set_xticks(range(3), ["text\nchanged", "answer\nflipped", "accuracy\nchange"], fontsize=8)
     answers.set(xlim=(-0.5, 2.5), ylabel="requests [%]")
     for ax in (equal, distance, answers):
         _share_axis(ax)
