@@ -684,17 +684,25 @@ def batch_tps_ratio(batches: pd.DataFrame, **options) -> Estimate:
                                   **options)
 
 
+def _known_until(r: pd.DataFrame) -> float:
+    """Up to when the survivor curves of TTFVT are known [s]: one whose last request is censored, to there only."""
+    last = r.loc[r.groupby(["pair", "at_once"]).ttfvt_observed_s.idxmax()]
+    cut = last.ttfvt_observed_s[last.ttfvt_censored]
+    return float(last.ttfvt_observed_s.max() if cut.empty else cut.min())
+
+
 @number("05.batch_ttfvt_ratio", "×", "batches", per_task=True)
 def batch_ttfvt_ratio(batches: pd.DataFrame, **options) -> Estimate:
     """Mean TTFVT at the largest batch size over that at the smallest, paired by problem.
 
-    Area under the survivor curve up to one common time, so that requests that never left thinking count on both sides.
+    Area under the survivor curve up to one common time per set, so that requests that never left thinking count on
+    both sides.
     """
     r, big, small = _sized(metrics.derive(batches))
-    ends = r[r.at_once.isin([big, small])].groupby("at_once").ttfvt_observed_s.max()
+    until = {task: _known_until(part) for task, part in r[r.at_once.isin([big, small])].groupby("task")}
 
     def make(rows: pd.DataFrame) -> stats.Statistic:
-        return stats.km_mean(rows.ttfvt_observed_s, ~rows.ttfvt_censored, until=float(ends.min()))
+        return stats.km_mean(rows.ttfvt_observed_s, ~rows.ttfvt_censored, until=until[rows.task.iloc[0]])
 
     return _over_problems(r, stats.geometric_mean(_size_contrast(r, big, small, make, stats.ratio)), **options)
 

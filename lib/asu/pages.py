@@ -66,7 +66,7 @@ def interval(value: float, lo: float, hi: float) -> str:
 def _cell(value) -> tuple[str, bool]:
     """(text, is a number) of one table cell."""
     if isinstance(value, Estimate):
-        return str(value), True
+        return str(value).replace("-", "−"), True
     if value is None or value is pd.NA:
         return "–", False
     if hasattr(value, "item"):

@@ -15,7 +15,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from asu import style
 from asu.claims import CLAIMS, SETS
@@ -678,6 +678,9 @@ def batch_size(curve: pd.DataFrame) -> Figure:
             ax.set_ylim(-0.03, 1.05)
         else:
             ax.set_yscale("log")  # a reasoning model and a plain one are a factor of ten and more apart
+            ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+            ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,g}"))
+            ax.yaxis.set_minor_formatter(NullFormatter())
         if ax.get_subplotspec().is_first_row():
             ax.set_title(style.task(task).label)
         if ax.get_subplotspec().is_first_col():

@@ -266,6 +266,7 @@ class Study:
             env, found = _read(folder).env, env_inputs(_read(folder).env)
             lag = [session["loop_lag_ms"]["p99"] for session in env["sessions"] if session["loop_lag_ms"]]
             rows.append({"run": folder.name[:8], "model": spec.model, "task": spec.task, "load": spec.load.label,
+                         "budget": spec.sampling.budget,
                          **found, "requests": len(_read(folder).requests), "failed": env["failed"],
                          "gap_tokens": env["gap_tokens"], "sessions": len(env["sessions"]),
                          "lag_p99_ms": max(lag, default=float("nan")), "started": env["sessions"][0]["started"]})
