@@ -211,19 +211,19 @@ def test_kv_use_by_hand(engine):
     assert row.swing == pytest.approx(0.3)
 
 
-def test_engine_counters_and_kv_use_enter_the_table(requests, engine):
-    row = metrics.asu(requests, by=["run"], engine=engine).iloc[0]
-    assert (row.kv_peak, row.preemptions, row.prefix_hit_share) == (0.4, 3, 0.25)
-    silent = engine.assign(preemptions=np.nan, kv_use=np.nan)
-    row = metrics.asu(requests, by=["run"], engine=silent).iloc[0]
-    assert np.isnan(row.kv_peak) and np.isnan(row.preemptions)
-
 def test_time_with_a_full_pool_and_with_requests_waiting(requests, engine):
     row = metrics.asu(requests, by=["run"], engine=engine.assign(kv_use=engine.kv_use * 2.4)).iloc[0]
     assert row.kv_full_share == pytest.approx(1 / 4) and row.waiting_share == pytest.approx(1 / 4)
     silent = engine.assign(waiting=np.nan)
     assert np.isnan(metrics.asu(requests, by=["run"], engine=silent).waiting_share.iloc[0])
 
+
+def test_engine_counters_and_kv_use_enter_the_table(requests, engine):
+    row = metrics.asu(requests, by=["run"], engine=engine).iloc[0]
+    assert (row.kv_peak, row.preemptions, row.prefix_hit_share) == (0.4, 3, 0.25)
+    silent = engine.assign(preemptions=np.nan, kv_use=np.nan)
+    row = metrics.asu(requests, by=["run"], engine=silent).iloc[0]
+    assert np.isnan(row.kv_peak) and np.isnan(row.preemptions)
 
 
 def test_kv_prediction_by_hand():
