@@ -11,6 +11,7 @@ from asu import paths, profiles, records
 PUBLISHED = sorted(folder for folder in paths.PUBLISHED.glob("*") if folder.is_dir())
 RUNS = sorted(done.parent for folder in PUBLISHED for done in folder.glob("*/DONE"))
 LIMIT_BYTES = 8 << 20  # of one set of records in the repository
+GAUGE_S = {"vllm": 1.0, "lmdeploy": 10.0}  # a run shorter than this may end before the engine refreshes its gauges
 
 
 @pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
@@ -26,7 +27,9 @@ def test_every_run_reads_back_whole(folder):
     whole = run.requests[run.requests.error.isna()]
     assert len(whole) and (whole.output_tokens > 0).all()
     assert run.env["gap_tokens"] == (whole.output_tokens - whole.event_tokens).sum() == 0
-    assert run.env["kv_pool_tokens"] and run.engine.kv_use.max() > 0
+    assert run.env["kv_pool_tokens"]
+    if whole.last_s.max() > GAUGE_S[run.spec.engine]:
+        assert run.engine.kv_use.max() > 0
     if run.spec.lengths:
         assert (whole.output_tokens == whole.max_tokens).all(), "a replayed length was not kept"
         assert run.requests.outcome.isna().all()
