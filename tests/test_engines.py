@@ -318,15 +318,6 @@ def test_kv_pool_size():
     assert lmdeploy.kv_pool_tokens("", "") is None
 
 
-def test_request_extras():
-    assert engines.get("vllm").request_extras(priority=2, chat_options={"enable_thinking": False}) == {
-        "stream_options": {"include_usage": True, "continuous_usage_stats": True}, "priority": 2,
-        "chat_template_kwargs": {"enable_thinking": False}}
-    assert engines.get("lmdeploy").request_extras()["return_token_ids"] is True
-    with pytest.raises(AsuError, match="priorities"):
-        engines.get("lmdeploy").request_extras(priority=1)
-
-
 def test_version_of_what_is_not_installed_names_the_remedy(monkeypatch):
     monkeypatch.setattr(lmdeploy_module.LMDeploy, "packages", ("no-such-distribution",))
     with pytest.raises(AsuError, match="(?s)lmdeploy is not installed.*Remedy"):

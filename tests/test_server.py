@@ -79,9 +79,6 @@ class Fake(Engine):
     def kv_pool_tokens(self, log_text, metrics_text):
         return int(metrics_text.split()[1])
 
-    def request_extras(self, priority=None, chat_options=None):
-        return {}
-
 
 def serve(engine, tmp_path, **kwargs):
     return Server(engine, MODEL, EngineOptions(), log_path=tmp_path / "log" / "server.log", **kwargs)

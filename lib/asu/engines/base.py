@@ -72,10 +72,6 @@ class Engine(ABC):
     def kv_pool_tokens(self, log_text: str, metrics_text: str) -> int | None:
         """Size of the KV pool [tokens] as the engine reports it; None where it does not tell."""
 
-    @abstractmethod
-    def request_extras(self, priority: int | None = None, chat_options: dict | None = None) -> dict:
-        """JSON body fields beyond the common ones: exact token counts per event, priority, template switches."""
-
     def prepare(self, options: EngineOptions, source: str) -> None:  # noqa: B027
         """Make what the server needs to find in `source` and that may take long; nothing for most engines."""
 

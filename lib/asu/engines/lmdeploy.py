@@ -110,11 +110,3 @@ class LMDeploy(base.Engine):
     def kv_pool_tokens(self, log_text: str, metrics_text: str) -> int | None:
         found = re.findall(r"CacheConfig\([^)]*?num_gpu_blocks=(\d+)", log_text)
         return int(found[-1]) * BLOCK_TOKENS if found else None
-
-    def request_extras(self, priority: int | None = None, chat_options: dict | None = None) -> dict:
-        if priority is not None:
-            raise AsuError("LMDeploy has no request priorities", "use scheduling: fcfs, or engine: vllm")
-        extras: dict = {"stream_options": {"include_usage": True}, "return_token_ids": True}
-        if chat_options:
-            extras["chat_template_kwargs"] = chat_options
-        return extras

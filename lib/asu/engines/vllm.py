@@ -168,14 +168,6 @@ class VLLM(base.Engine):
             return None
         return int(cache["num_gpu_blocks"]) * int(cache["block_size"])
 
-    def request_extras(self, priority: int | None = None, chat_options: dict | None = None) -> dict:
-        extras: dict = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
-        if priority is not None:
-            extras["priority"] = priority
-        if chat_options:
-            extras["chat_template_kwargs"] = chat_options
-        return extras
-
 
 def _cpu_flags(options: EngineOptions) -> list[str]:
     """Without compiling (13 s more per start, for at best a fifth of the worker's time) and without splitting prefills.
