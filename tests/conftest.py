@@ -4,6 +4,10 @@ import pytest
 import toys as playthings
 from asu import engines, runs, tasks
 from fake_engine import FakeAdapter
+from hypothesis import settings
+
+settings.register_profile("asu", deadline=None)  # a busy machine is no failure
+settings.load_profile("asu")
 
 
 @pytest.fixture

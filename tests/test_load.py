@@ -138,7 +138,6 @@ def test_an_unknown_trace_names_those_there_are(traces, name):
         load.due_times(Trace(name=name), 1, 0)
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0.001, 10), min_size=1, max_size=40), st.integers(1, 12))
 def test_a_batch_waits_for_the_slowest_of_the_one_before(durations, size):
     rows = simulate(Batch(size=size), durations)
@@ -151,7 +150,6 @@ def test_a_batch_waits_for_the_slowest_of_the_one_before(durations, size):
             assert row["due"] >= slowest and row["due"] == pytest.approx(slowest, abs=1e-4)
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0.001, 10), min_size=1, max_size=40), st.integers(1, 12))
 def test_a_closed_loop_keeps_its_slots_full_and_never_more(durations, concurrency):
     rows = simulate(Closed(concurrency=concurrency), durations)
@@ -164,7 +162,7 @@ def test_a_closed_loop_keeps_its_slots_full_and_never_more(durations, concurrenc
         assert row["start"] == pytest.approx(row["due"], abs=1e-4)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.floats(0.5, 50), st.floats(0, 3), SEEDS, st.integers(1, 40))
 def test_an_open_loop_sends_when_due_whatever_the_replies_do(rate, cv, seed, n):
     what = Gamma(rate=rate, cv=cv)

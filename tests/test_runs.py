@@ -130,7 +130,7 @@ def keep_first(folder, spec, store, server, load, count):
     server.fake.requests.clear()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_journal_torn_at_any_byte_keeps_its_whole_lines(tmp_path, data):
     rows = st.dictionaries(st.text(), st.text() | st.integers(-9, 9) | st.floats(0, 1))
