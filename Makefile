@@ -9,10 +9,10 @@ help:  ## this help
 	@echo "usage: make TARGET [PROFILE=embedded]      measured on 2 cores without a GPU"
 	@sed -n 's/^\([a-z]*\):.*##[ ]*/  \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
-reproduce: setup  ## run all that is missing, render every notebook, write reports/PROFILE/index.html  (TIME_REPRODUCE)
+reproduce: setup  ## run all that is missing, render every notebook, write reports/PROFILE/index.html  (18 min the first time)
 	$(PY) -m asu reproduce --profile $(PROFILE)
 
-test: setup  ## static rules, unit, property, fault and browser tests, every notebook on the real engine  (TIME_TEST)
+test: setup  ## static rules, unit, property, fault and browser tests, every notebook on the real engine  (TESTTIME)
 	@$(PYTHON) lib/install.py chromium
 	$(PY) -m ruff check lib tests
 	$(PY) -m pytest -n 2 --dist loadfile
