@@ -1,5 +1,7 @@
 """Fixtures of general use: toys instead of engines, weights and problem sets; a store; a running fake server."""
 
+import signal
+
 import pytest
 import toys as playthings
 from asu import engines, runs, tasks
@@ -8,6 +10,9 @@ from hypothesis import settings
 
 settings.register_profile("asu", deadline=None)  # a busy machine is no failure
 settings.load_profile("asu")
+
+# A shell that runs the tests in the background has them ignore Ctrl-C, and so would every child they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -48,6 +48,6 @@ def test_the_notebooks_of_the_profile_render_from_the_records(folder, tmp_path):
     reports = tmp_path / "reports" / folder.name
     for notebook in profile.notebooks:
         page = (reports / f"{notebook}.html").read_text()
-        assert "<svg" in page and "Traceback" not in page
+        assert "<svg" in page and "Traceback (most recent call last)" not in page
         assert json.loads((reports / "numbers" / f"{notebook}.json").read_text())
     assert not list(tmp_path.glob("runs/*/spec.json")), "records are read, nothing is run"

@@ -34,7 +34,7 @@ def test_every_notebook_has_its_page_and_its_numbers(output):
     for stem in stems:
         assert f"{stem}.html" in index
         page = (reports / f"{stem}.html").read_text()
-        assert "Traceback" not in page
+        assert "Traceback (most recent call last)" not in page
         assert re.search(r"<svg", page), f"{stem} shows no figure"
     numbers = {path.stem: json.loads(path.read_text()) for path in (reports / "numbers").glob("*.json")}
     assert stems <= numbers.keys()
