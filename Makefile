@@ -12,7 +12,7 @@ help:  ## this help
 reproduce: setup  ## run all that is missing, render every notebook, write reports/PROFILE/index.html  (18 min the first time)
 	$(PY) -m asu reproduce --profile $(PROFILE)
 
-test: setup  ## static rules, unit, property, fault and browser tests, every notebook on the real engine  (TESTTIME)
+test: setup  ## static rules, unit, property, fault and browser tests, every notebook on the real engine  (10 min the first time)
 	@$(PYTHON) lib/install.py chromium
 	$(PY) -m ruff check lib tests
 	$(PY) -m pytest -n 2 --dist loadfile
