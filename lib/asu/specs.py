@@ -148,8 +148,13 @@ def canonical(value) -> str:
 
 
 def digest(spec: RunSpec, inputs: dict) -> str:
-    """SHA-256 over the spec and over `inputs`: all else that can change a number (versions, weights, machine)."""
-    return hashlib.sha256(canonical({"spec": spec.model_dump(mode="json"), "inputs": inputs}).encode()).hexdigest()
+    """SHA-256 over the spec and over `inputs`: all else that can change a number (versions, weights, machine).
+
+    Fields at their default are left out, so that a new field, whose default means "as before", leaves every recorded
+    run its name. A default must therefore never change its meaning; the load is always spelt out.
+    """
+    asked = spec.model_dump(mode="json", exclude_defaults=True) | {"load": spec.load.model_dump(mode="json")}
+    return hashlib.sha256(canonical({"spec": asked, "inputs": inputs}).encode()).hexdigest()
 
 
 def parse(data: dict, where: str) -> RunSpec:
