@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from asu import claims, metrics
+from asu import claims, contrast, metrics
 from asu.errors import AsuError
 from asu.stats import Estimate
 
@@ -23,7 +23,7 @@ def study(seconds, *, roles=("RLLM", "LLM"), tasks=TASKS, load="batch8", budget=
         for task in tasks:
             run = f"{pair}-{role}-{task}-{load}-{budget}-{max_requests}"
             rng = np.random.default_rng(list(f"{role}{task}".encode()))
-            size = claims.load_size(pd.Series([load]))[0]
+            size = contrast.load_size(pd.Series([load]))[0]
             slots = np.zeros(int(size))
             for i in range(problems):
                 difficulty = float(i % 4 + 1)
@@ -114,12 +114,12 @@ def test_a_number_by_task_stands_beside_the_papers():
 
 def test_kv_ratios_are_geometric_means_over_sets():
     engine = gauges(lambda role, task: {"mini-easy": 0.2, "mini-hard": 0.8}[task] if role == "RLLM" else 0.1)
-    peak = claims.kv_peak_ratio(engine, **FEW)
+    peak = claims.kv_cache.kv_peak_ratio(engine, **FEW)
     assert peak.value == pytest.approx(4) and contains(peak, 4) and peak.unit == "×"
-    assert claims.kv_mean_ratio(engine, **FEW).value == pytest.approx(4)
-    assert claims.kv_swing_ratio(engine, **FEW).value == pytest.approx(4)
-    assert claims.kv_peak_rllm(engine, **FEW).value == pytest.approx(0.8)
-    assert claims.kv_range_llm(engine, **FEW).value == pytest.approx(0.1)
+    assert claims.kv_cache.kv_mean_ratio(engine, **FEW).value == pytest.approx(4)
+    assert claims.kv_cache.kv_swing_ratio(engine, **FEW).value == pytest.approx(4)
+    assert claims.kv_cache.kv_peak_rllm(engine, **FEW).value == pytest.approx(0.8)
+    assert claims.kv_cache.kv_range_llm(engine, **FEW).value == pytest.approx(0.1)
     numbers = claims.measure("01", engine=engine, **on_the_wire(), **FEW)
     assert numbers["01.kv_peak_ratio_mini-easy"].value == pytest.approx(2)
     assert numbers["01.kv_peak_ratio_mini-hard"].value == pytest.approx(8)
@@ -130,8 +130,8 @@ def test_a_run_that_was_over_before_its_gauge_was_read_has_no_ratio():
     engine = gauges(lambda role, task: 0.8 if role == "RLLM" else 0.1)
     missed = (engine.role == "LLM") & (engine.task == "mini-easy")
     engine.loc[missed, "running"] = 0.0
-    assert claims.kv_peak_ratio(engine, **FEW).value == pytest.approx(8)  # of the set that was seen
-    assert not claims.kv_peak_ratio(engine[engine.task == "mini-easy"], **FEW).known
+    assert claims.kv_cache.kv_peak_ratio(engine, **FEW).value == pytest.approx(8)  # of the set that was seen
+    assert not claims.kv_cache.kv_peak_ratio(engine[engine.task == "mini-easy"], **FEW).known
 
 
 def on_the_wire():
@@ -147,7 +147,7 @@ def on_the_wire():
 
 def test_prediction_error_by_hand():
     engine = gauges(lambda role, task: 0.0).assign(kv_use=0.25)
-    error = claims.kv_prediction_error(engine, **on_the_wire(), **FEW)
+    error = claims.kv_cache.kv_prediction_error(engine, **on_the_wire(), **FEW)
     # 10 of 39.8 s at 0.25 too low, the rest at 0.125 too low
     assert error.value == pytest.approx((10 * 0.25 + 29.8 * 0.125) / 39.8, abs=0.002)
 
@@ -156,18 +156,18 @@ def test_the_client_s_own_view_is_an_engine_frame():
     seen = metrics.predicted_engine(**on_the_wire())
     assert set(seen.role) == {"RLLM", "LLM"} and seen.kv_use.max() == 1 / 8
     assert seen.groupby("run").running.last().eq(0).all()  # all is let go at the end
-    assert claims.kv_peak_ratio(seen, **FEW).value == 1
+    assert claims.kv_cache.kv_peak_ratio(seen, **FEW).value == 1
 
 
 def test_a_comparison_needs_both_roles_under_equal_settings():
     engine = gauges(lambda role, task: 0.5)
     with pytest.raises(AsuError, match="nothing to compare"):
-        claims.kv_peak_ratio(engine[engine.role == "RLLM"])
+        claims.kv_cache.kv_peak_ratio(engine[engine.role == "RLLM"])
     with pytest.raises(AsuError, match="nothing to compare"):
-        claims.kv_peak_ratio(engine.assign(load=engine.role))
+        claims.kv_cache.kv_peak_ratio(engine.assign(load=engine.role))
     requests = study(adaptive)
     with pytest.raises(AsuError, match="different problems"):
-        claims.accuracy_difference(requests[~((requests.role == "LLM") & (requests.problem_id == "mini-easy-3"))])
+        claims.domain.accuracy_difference(requests[~((requests.role == "LLM") & (requests.problem_id == "mini-easy-3"))])
 
 
 def test_straggler_share_by_hand():
@@ -190,9 +190,9 @@ def test_straggler_share_by_hand():
 
 def test_the_barrier_costs_time_that_continuous_batching_does_not():
     both = pd.concat([study(adaptive, load=load, problems=64) for load in ("batch8", "closed8")], ignore_index=True)
-    cost = claims.barrier_cost_rllm(both, **FEW)
+    cost = claims.stragglers.barrier_cost_rllm(both, **FEW)
     assert cost.value > 1.3 and contains(cost, cost.value)
-    kept = claims.straggler_share_kept_rllm(both, **FEW)
+    kept = claims.stragglers.straggler_share_kept_rllm(both, **FEW)
     assert 0 <= kept.value < 1
 
 
@@ -229,13 +229,13 @@ def test_accuracy_leads_by_domain():
     assert numbers["04.accuracy_difference_mini-easy"].value == pytest.approx(0.75)
     assert numbers["04.accuracy_difference"].value == pytest.approx(0.5)
     with pytest.raises(AsuError, match="named for the task puzzles"):
-        claims.domain_gap(requests.assign(task="puzzles"))
+        claims.domain.domain_gap(requests.assign(task="puzzles"))
 
 
 def test_failed_requests_are_no_wrong_answers_and_ungraded_ones_no_zero():
     requests = study(adaptive)
     requests.loc[requests.role == "RLLM", "outcome"] = ["failed", "correct"] * 48
-    assert claims.accuracy_difference(requests, **FEW).value == 0
+    assert claims.domain.accuracy_difference(requests, **FEW).value == 0
     numbers = claims.measure("04", requests=requests.assign(outcome=None), **FEW)
     assert not any(estimate.known for estimate in numbers.values())
 
@@ -248,12 +248,12 @@ def test_budget_gains_from_half_to_largest():
     def sweep(last):
         return pd.concat([at(256), at(512), at(last)], ignore_index=True)
 
-    gain = claims.budget_gain_largest(sweep(1024), **FEW)
+    gain = claims.budget_batch.budget_gain_largest(sweep(1024), **FEW)
     assert gain.value == pytest.approx(0.5) and gain.lo > 0.2
-    assert claims.budget_gain(sweep(1024), **FEW).value == pytest.approx(0.5 / 3)
-    assert claims.budget_gain(pd.concat([sweep(1024), study(adaptive)]), **FEW).value == 0
+    assert claims.budget_batch.budget_gain(sweep(1024), **FEW).value == pytest.approx(0.5 / 3)
+    assert claims.budget_batch.budget_gain(pd.concat([sweep(1024), study(adaptive)]), **FEW).value == 0
     with pytest.raises(AsuError, match="factor of two"):
-        claims.budget_gain(study(adaptive))
+        claims.budget_batch.budget_gain(study(adaptive))
 
 
 @pytest.fixture(scope="module")
@@ -280,12 +280,12 @@ def test_batch_size_effects(sizes):
 
 def test_texts_that_change_with_batch_size_are_counted(sizes):
     changed = (sizes.load == "closed16") & (sizes.problem_id.str.endswith("-3"))
-    texts = claims.batch_texts_changed(sizes.assign(answer_text=np.where(changed, "8", "7")), **FEW)
+    texts = claims.budget_batch.batch_texts_changed(sizes.assign(answer_text=np.where(changed, "8", "7")), **FEW)
     assert texts.value == pytest.approx(1 / 64)
 
 
 def test_load_sizes_come_from_labels():
-    sizes = claims.load_size(pd.Series(["batch16", "closed8", "gamma2cv1.41", "trace-x1"]))
+    sizes = contrast.load_size(pd.Series(["batch16", "closed8", "gamma2cv1.41", "trace-x1"]))
     assert sizes[:2].tolist() == [16, 8] and sizes[2:].isna().all()
 
 

@@ -1,11 +1,5 @@
-"""Every figure of the study: one function each, tidy frames in, a matplotlib Figure out.
+"""Figures of the pilot study: notebooks 00 to 05."""
 
-Frames carry the columns of `Study` (task, pair, role, load, budget, ...). A summary frame is tidy: one row per
-`metric`, with `value`, `lo` and `hi`. `paper` frames hold the paper's numbers: rows of `claims.paper`, or the same
-columns as the measured frame, without an interval.
-"""
-
-from collections.abc import Iterable
 from textwrap import fill
 
 import numpy as np
@@ -18,9 +12,24 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from asu import style
-from asu.claims import CLAIMS, SETS
-from asu.errors import AsuError
-from asu.metrics import METRICS
+from asu.claims import CLAIMS
+from asu.plots.core import (
+    band,
+    bar_handles,
+    bars,
+    from_zero,
+    grid,
+    legend,
+    line,
+    metric_label,
+    need,
+    paper_handle,
+    role_handles,
+    select,
+    share_axis,
+    theirs_by_task,
+    trace,
+)
 from asu.stats import Estimate, kaplan_meier
 
 # Requests still running of a batch of 16, 7B, read off the paper's figure.
@@ -32,139 +41,6 @@ PAPER_RUNNING = pd.DataFrame(
     columns=["set", "role", "t_s", "running"])
 
 
-def _need(frame: pd.DataFrame, columns: Iterable[str], what: str) -> pd.DataFrame:
-    """`frame`, if it has rows and `columns`; an empty panel is never drawn."""
-    missing = [column for column in columns if column not in frame]
-    if missing:
-        raise AsuError(f"figure {what}: its frame lacks the columns {', '.join(missing)}",
-                       f"pass a frame with {', '.join(columns)}; it has {', '.join(map(str, frame.columns))}")
-    if frame.empty:
-        raise AsuError(f"figure {what}: its frame has no rows",
-                       "check the filter before the figure and the runs it reads")
-    return frame
-
-
-def _metric(name: str, width: int = 24) -> tuple[str, bool]:
-    """(axis label, whether it is a share, drawn in percent) of a metric or of a per-request column such as e2e_s."""
-    if name not in METRICS:
-        title, unit = name.removesuffix("_s").replace("_", " "), "s" if name.endswith("_s") else ""
-        title = "time, sent to last token" if name == "service_s" else title
-        title = title.upper() if title in ("e2e", "ttft", "ttfvt", "tbt") else title
-    else:
-        title, unit = METRICS[name].title, METRICS[name].unit
-    share = unit.startswith("share")
-    unit = unit.replace("share", "%") if share else unit
-    return fill(f"{title} [{unit}]" if unit else title, width), share
-
-
-def _select(frame: pd.DataFrame | None, **where) -> pd.DataFrame:
-    """The rows where each named column, if there is one, has the value; None selects nothing."""
-    if frame is None:
-        return pd.DataFrame()
-    for column, value in where.items():
-        if column in frame:
-            frame = frame[frame[column] == value]
-    return frame
-
-
-def _theirs(paper: pd.DataFrame | None, tasks: Iterable[str]) -> pd.DataFrame | None:
-    """The paper's rows under this module's columns: each of `tasks` gets those of the set it is or stands for."""
-    if paper is None:
-        return paper
-    paper = paper.rename(columns={"quantity": "metric", "size": "model"})
-    if "task" in paper:
-        return paper
-    sets = pd.DataFrame([(task, SETS[task]) for task in set(tasks) if task in SETS], columns=["task", "set"])
-    return paper.merge(sets, on="set")
-
-
-def _grid(frame, row: str, column: str, height: float, sharex=False, sharey="row", rows=None, columns=None):
-    """A figure with one panel per (row, column) value that occurs: (figure, {(row, column): axes})."""
-    known = {"task": style.TASKS, "role": style.ROLES}
-    rows = rows or style.ordered(frame[row], known.get(row, {}))
-    columns = columns or style.ordered(frame[column], known.get(column, {}))
-    figure = Figure(figsize=(style.WIDTH, height * len(rows) + 0.9), layout="constrained")
-    axes = figure.subplots(len(rows), len(columns), sharex=sharex, sharey=sharey, squeeze=False)
-    present = set(zip(frame[row], frame[column], strict=True))
-    panels = {}
-    for i, r in enumerate(rows):
-        for j, c in enumerate(columns):
-            if (r, c) in present:
-                panels[r, c] = axes[i, j]
-            else:
-                axes[i, j].remove()
-    return figure, panels
-
-
-def _line(role: str, **more) -> dict:
-    look = style.role(role)
-    return {"color": look.colour, "linestyle": look.dash, **more}
-
-
-def _trace(ax: Axes, runs: pd.DataFrame, column: str, **more) -> None:
-    """One line per run of `column` against t_s, with a few marks so that colour is not alone in naming the role."""
-    for (role, _), run in runs.dropna(subset=[column]).groupby(["role", "run"]):
-        run = run.sort_values("t_s")
-        ax.plot(run["t_s"], run[column], marker=style.role(role).marker, markevery=max(1, len(run) // 5), markersize=4,
-                **_line(role, linewidth=1.3), **more)
-
-
-def _role_handles(roles, marker=True, line=True) -> list[Line2D]:
-    return [Line2D([], [], color=style.role(role).colour, linestyle=style.role(role).dash if line else "none",
-                   marker=style.role(role).marker if marker else "none", label=style.role(role).label)
-            for role in style.ordered(roles, style.ROLES)]
-
-
-def _paper_handle(label: str = "paper (7B)") -> Line2D:
-    return Line2D([], [], color=style.INK, marker=style.PAPER.marker, markerfacecolor="none", linestyle="none",
-                  label=label)
-
-
-def _from_zero(axes: Iterable[Axes]) -> None:
-    """Start the value axes at zero; after all panels are drawn, for a set limit ends the scaling of shared axes."""
-    for ax in axes:
-        ax.set_ylim(bottom=0)
-
-
-def _legend(figure: Figure, handles: list, columns: int = 4) -> None:
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(columns, len(handles)))
-
-
-def _share_axis(ax: Axes) -> None:
-    ax.yaxis.set_major_formatter(PercentFormatter(1.0))  # one each: a formatter knows only its last axis
-
-
-def _whisker(ax: Axes, x, rows: pd.DataFrame, **look) -> None:
-    """Intervals around `value`; drawn from the bounds themselves, which need not be symmetric."""
-    ax.vlines(x, rows["lo"], rows["hi"], color=style.INK, linewidth=1.1, zorder=3, **look)
-
-
-def _bars(ax: Axes, frame: pd.DataFrame, series: list[tuple], paper: pd.DataFrame | None) -> None:
-    """Bars grouped by task; `series` = [(selection, look, face)]: one bar of each group, with its interval."""
-    tasks = style.ordered(frame["task"], style.TASKS)
-    width = 0.8 / len(series)
-    for k, (where, look, face) in enumerate(series):
-        rows = _select(frame, **where)
-        if rows.empty:
-            continue
-        x = np.array([tasks.index(task) for task in rows["task"]]) + (k - (len(series) - 1) / 2) * width
-        ax.bar(x, rows["value"], width * 0.92, color=look.colour if face else "white", edgecolor=look.colour if not face
-               else "white", hatch=look.hatch, linewidth=1.2 if not face else 0.0)
-        _whisker(ax, x, rows)
-        for task, at in zip(rows["task"], x, strict=True):
-            theirs = _select(paper, task=task, **where)
-            if len(theirs):
-                ax.plot([at] * len(theirs), theirs["value"], style.PAPER.marker, markerfacecolor="white",
-                        markeredgecolor=style.INK, markersize=5.5, zorder=4)
-    ax.set_xticks(range(len(tasks)), [style.task(task).label for task in tasks], rotation=30, ha="right")
-    ax.grid(axis="x", visible=False)
-
-
-def _bar_handles(roles) -> list[Patch]:
-    return [Patch(facecolor=style.role(role).colour, edgecolor="white", hatch=style.role(role).hatch,
-                  label=style.role(role).label) for role in style.ordered(roles, style.ROLES)]
-
-
 @style.styled
 def kv_use_over_time(engine: pd.DataFrame, predicted: pd.DataFrame | None = None,
                      paper: pd.DataFrame | None = None) -> Figure:
@@ -173,34 +49,34 @@ def kv_use_over_time(engine: pd.DataFrame, predicted: pd.DataFrame | None = None
     engine: task, pair, role, run, t_s, kv_use (share), kv_pool_actual [tokens]; predicted: the same with `predicted`
     (share) for kv_use, from `metrics.kv_prediction`; paper: task, role, value (peak share), marked at the right edge.
     """
-    _need(engine, ["task", "pair", "role", "run", "t_s", "kv_use", "kv_pool_actual"], "kv_use_over_time")
-    paper = _theirs(paper, engine["task"])
-    figure, panels = _grid(engine, "pair", "task", height=1.75, sharey=True)
+    need(engine, ["task", "pair", "role", "run", "t_s", "kv_use", "kv_pool_actual"], "kv_use_over_time")
+    paper = theirs_by_task(paper, engine["task"])
+    figure, panels = grid(engine, "pair", "task", height=1.75, sharey=True)
     for (pair, task), ax in panels.items():
         here = engine[(engine["pair"] == pair) & (engine["task"] == task)]
-        _trace(ax, here, "kv_use")
-        guesses = _select(predicted, pair=pair, task=task)
+        trace(ax, here, "kv_use")
+        guesses = select(predicted, pair=pair, task=task)
         for _, run in guesses.groupby(["role", "run"]) if len(guesses) else ():
             run = run.sort_values("t_s")
             ax.plot(run["t_s"], run["predicted"], color=style.INK, linewidth=0.8, linestyle=":", zorder=4)
-        for row in _select(paper, task=task).itertuples():
+        for row in select(paper, task=task).itertuples():
             ax.plot(1.0, row.value, marker="<", color=style.role(row.role).colour, markerfacecolor="white",
                     transform=ax.get_yaxis_transform(), clip_on=False, zorder=5, markersize=6)
         ax.set_title(style.task(task).label)
         ax.set_xlim(left=0)
-        _share_axis(ax)
+        share_axis(ax)
         if ax.get_subplotspec().is_first_col():
             ax.set_ylabel(f"KV cache in use [%]\n{pair}: pool of\n{_pools(engine[engine['pair'] == pair])}")
         if ax.get_subplotspec().is_last_row():
             ax.set_xlabel("time since start [s]")
-    _from_zero(panels.values())
-    handles = _role_handles(engine["role"])
+    from_zero(panels.values())
+    handles = role_handles(engine["role"])
     if predicted is not None:
         handles.append(Line2D([], [], color=style.INK, linestyle=":", linewidth=0.8, label="predicted by the client"))
     if paper is not None:
         handles.append(Line2D([], [], color=style.INK, marker="<", markerfacecolor="white", linestyle="none",
                               label="the paper's peak (7B)"))
-    _legend(figure, handles)
+    legend(figure, handles)
     return figure
 
 
@@ -216,24 +92,24 @@ def kv_summary(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> Figu
     summary: task, pair, role, metric (kv_peak, kv_mean, kv_swing), value, lo, hi (shares of the pool);
     paper: task, role, metric, value.
     """
-    _need(summary, ["task", "pair", "role", "metric", "value", "lo", "hi"], "kv_summary")
-    paper = _theirs(paper, summary["task"])
+    need(summary, ["task", "pair", "role", "metric", "value", "lo", "hi"], "kv_summary")
+    paper = theirs_by_task(paper, summary["task"])
     metrics = list(dict.fromkeys(summary["metric"]))
-    figure, panels = _grid(summary, "pair", "metric", height=2.1, columns=metrics)
+    figure, panels = grid(summary, "pair", "metric", height=2.1, columns=metrics)
     series = [({"role": role}, style.role(role), True) for role in style.ordered(summary["role"], style.ROLES)]
     for (pair, metric), ax in panels.items():
         here = summary[(summary["pair"] == pair) & (summary["metric"] == metric)]
-        _bars(ax, here, series, _select(paper, metric=metric))
+        bars(ax, here, series, select(paper, metric=metric))
         ax.tick_params(labelbottom=ax.get_subplotspec().is_last_row())
-        label, share = _metric(metric, 26)
+        label, share = metric_label(metric, 26)
         if share:
-            _share_axis(ax)
+            share_axis(ax)
         if ax.get_subplotspec().is_first_row():
             ax.set_title(label)
         if ax.get_subplotspec().is_first_col():
             ax.set_ylabel(pair)
-    _from_zero(panels.values())
-    _legend(figure, _bar_handles(summary["role"]) + ([_paper_handle()] if paper is not None else []))
+    from_zero(panels.values())
+    legend(figure, bar_handles(summary["role"]) + ([paper_handle()] if paper is not None else []))
     return figure
 
 
@@ -244,17 +120,17 @@ def running_over_time(engine: pd.DataFrame, paper: pd.DataFrame | None = None) -
     engine: task, role, load, run, t_s, running; paper: PAPER_RUNNING (a batch of 16 on a GPU), drawn in the barrier's
     panels against a time axis of its own, above.
     """
-    _need(engine, ["task", "role", "load", "run", "t_s", "running"], "running_over_time")
-    paper = _theirs(paper, engine["task"])
-    figure, panels = _grid(engine, "load", "task", height=1.9, sharey=True)
+    need(engine, ["task", "role", "load", "run", "t_s", "running"], "running_over_time")
+    paper = theirs_by_task(paper, engine["task"])
+    figure, panels = grid(engine, "load", "task", height=1.9, sharey=True)
     drawn = False
     for (load, task), ax in panels.items():
         here = engine[(engine["load"] == load) & (engine["task"] == task)]
-        _trace(ax, here, "running", drawstyle="steps-post")
+        trace(ax, here, "running", drawstyle="steps-post")
         ax.set_title(style.task(task).label)
         ax.set_xlim(left=0)
         ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-        theirs = _select(paper, task=task) if load.startswith("batch") else pd.DataFrame()
+        theirs = select(paper, task=task) if load.startswith("batch") else pd.DataFrame()
         if len(theirs):
             drawn = True
             above = ax.twiny()
@@ -270,12 +146,12 @@ def running_over_time(engine: pd.DataFrame, paper: pd.DataFrame | None = None) -
             ax.set_ylabel(f"{load_label(load)}\nrequests running")
         if ax.get_subplotspec().is_last_row():
             ax.set_xlabel("time since start [s]")
-    _from_zero(panels.values())
-    handles = _role_handles(engine["role"])
+    from_zero(panels.values())
+    handles = role_handles(engine["role"])
     if drawn:
         handles.append(Line2D([], [], color=style.INK, marker="o", markerfacecolor="white", linestyle="none",
                               label="paper (7B, batch of 16), hollow"))
-    _legend(figure, handles)
+    legend(figure, handles)
     return figure
 
 
@@ -293,18 +169,18 @@ def queue_over_time(engine: pd.DataFrame) -> Figure:
 
     engine: task, pair, role, run, t_s, running, waiting.
     """
-    _need(engine, ["task", "pair", "role", "run", "t_s", "running", "waiting"], "queue_over_time")
+    need(engine, ["task", "pair", "role", "run", "t_s", "running", "waiting"], "queue_over_time")
     engine = engine.assign(who=engine["pair"] + "\n" + engine["role"]).dropna(subset=["running", "waiting"])
     rows = [f"{pair}\n{role}" for pair in sorted(set(engine["pair"])) for role in style.ordered(
         engine.loc[engine["pair"] == pair, "role"], style.ROLES)]
-    figure, panels = _grid(engine, "who", "task", height=1.25, sharey=True, rows=rows)
+    figure, panels = grid(engine, "who", "task", height=1.25, sharey=True, rows=rows)
     for (who, task), ax in panels.items():
         here = engine[(engine["who"] == who) & (engine["task"] == task)]
         for (role, _), run in here.groupby(["role", "run"]):
             run = run.sort_values("t_s")
             ax.fill_between(run["t_s"], run["running"], run["running"] + run["waiting"], step="post",
                             color=style.FAINT, alpha=0.6, linewidth=0)
-            ax.plot(run["t_s"], run["running"], drawstyle="steps-post", **_line(role, linewidth=1.3))
+            ax.plot(run["t_s"], run["running"], drawstyle="steps-post", **line(role, linewidth=1.3))
         if ax.get_subplotspec().is_first_row():
             ax.set_title(style.task(task).label)
         ax.set_xlim(left=0)
@@ -313,8 +189,8 @@ def queue_over_time(engine: pd.DataFrame) -> Figure:
             ax.set_ylabel(f"{who}\n[requests]")
         if ax.get_subplotspec().is_last_row():
             ax.set_xlabel("time since start [s]")
-    _from_zero(panels.values())
-    _legend(figure, [*_role_handles(engine["role"], marker=False),
+    from_zero(panels.values())
+    legend(figure, [*role_handles(engine["role"], marker=False),
                      Patch(facecolor=style.FAINT, alpha=0.6, label="waiting, on top of the running ones")])
     return figure
 
@@ -325,7 +201,7 @@ def swimlane(requests: pd.DataFrame) -> Figure:
 
     requests: role, due_s, first_s, visible_s (NaN: never left thinking), last_s, thinking_tokens, finish_reason.
     """
-    _need(requests, ["role", "due_s", "first_s", "visible_s", "last_s", "thinking_tokens", "finish_reason"], "swimlane")
+    need(requests, ["role", "due_s", "first_s", "visible_s", "last_s", "thinking_tokens", "finish_reason"], "swimlane")
     requests = requests.dropna(subset=["first_s", "last_s"])
     roles = style.ordered(requests["role"], style.ROLES)
     most = requests.groupby("role").size().max()
@@ -351,7 +227,7 @@ def swimlane(requests: pd.DataFrame) -> Figure:
                       linewidth={"queue": 1.0, "thinking": 2.0, "answer": 3.2}[phase])
                for phase, look in style.PHASES.items()]
     handles.append(Line2D([], [], color=style.INK, marker="x", linestyle="none", label="cut off by the budget"))
-    _legend(figure, handles)
+    legend(figure, handles)
     return figure
 
 
@@ -369,10 +245,10 @@ def straggler_summary(summary: pd.DataFrame, paper: pd.DataFrame | None = None) 
 
     summary: task, role, load, metric, value, lo, hi; paper: task, role, load, metric, value.
     """
-    _need(summary, ["task", "role", "load", "metric", "value", "lo", "hi"], "straggler_summary")
+    need(summary, ["task", "role", "load", "metric", "value", "lo", "hi"], "straggler_summary")
     order = list(dict.fromkeys(summary["metric"]))
     loads = sorted(set(summary["load"]))  # "batch…" first
-    paper = _theirs(paper, summary["task"])
+    paper = theirs_by_task(paper, summary["task"])
     if paper is not None and "load" not in paper:
         paper = paper.assign(load=loads[0])  # the paper's client always waits for the whole batch
     roles = style.ordered(summary["role"], style.ROLES)
@@ -380,16 +256,16 @@ def straggler_summary(summary: pd.DataFrame, paper: pd.DataFrame | None = None) 
     for ax, metric in zip(figure.subplots(1, len(order), squeeze=False)[0], order, strict=True):
         series = [({"role": role, "load": load}, style.role(role), load == loads[0])
                   for role in roles for load in loads]
-        _bars(ax, summary[summary["metric"] == metric], series, _select(paper, metric=metric))
-        label, share = _metric(metric)
+        bars(ax, summary[summary["metric"] == metric], series, select(paper, metric=metric))
+        label, share = metric_label(metric)
         ax.set_title(label)
         if share:
-            _share_axis(ax)
-    _from_zero(figure.axes)
+            share_axis(ax)
+    from_zero(figure.axes)
     handles = [Patch(facecolor=style.role(role).colour if load == loads[0] else "white", hatch=style.role(role).hatch,
                      edgecolor="white" if load == loads[0] else style.role(role).colour,
                      label=f"{role}, {load_label(load)}") for role in roles for load in loads]
-    _legend(figure, handles + ([_paper_handle()] if paper is not None else []), columns=3)
+    legend(figure, handles + ([paper_handle()] if paper is not None else []), columns=3)
     return figure
 
 
@@ -400,15 +276,15 @@ def time_vs_difficulty(requests: pd.DataFrame, slopes: pd.DataFrame) -> Figure:
     requests: task, role, difficulty and one column per metric; slopes: task, role, metric, value, lo, hi (change of the
     metric per unit of difficulty). The line has that slope and goes through the means, as least squares does.
     """
-    _need(slopes, ["task", "role", "metric", "value", "lo", "hi"], "time_vs_difficulty")
+    need(slopes, ["task", "role", "metric", "value", "lo", "hi"], "time_vs_difficulty")
     metrics = list(dict.fromkeys(slopes["metric"]))
-    _need(requests, ["task", "role", "difficulty", *metrics], "time_vs_difficulty")
-    figure, panels = _grid(slopes, "metric", "task", height=2.3, sharey=False, rows=metrics)
+    need(requests, ["task", "role", "difficulty", *metrics], "time_vs_difficulty")
+    figure, panels = grid(slopes, "metric", "task", height=2.3, sharey=False, rows=metrics)
     for (metric, task), ax in panels.items():
         notes = []
         for role in style.ordered(requests["role"], style.ROLES):
             points = requests[(requests["task"] == task) & (requests["role"] == role)].dropna(subset=[metric])
-            slope = _select(slopes, task=task, role=role, metric=metric)
+            slope = select(slopes, task=task, role=role, metric=metric)
             if points.empty or slope.empty:
                 continue
             look, slope = style.role(role), slope.iloc[0]
@@ -416,7 +292,7 @@ def time_vs_difficulty(requests: pd.DataFrame, slopes: pd.DataFrame) -> Figure:
                     markeredgewidth=0, rasterized=len(points) > 2000)
             middle, height = points["difficulty"].mean(), points[metric].mean()
             x = np.linspace(points["difficulty"].min(), points["difficulty"].max(), 2)
-            ax.plot(x, height + slope["value"] * (x - middle), zorder=4, **_line(role, linewidth=2))
+            ax.plot(x, height + slope["value"] * (x - middle), zorder=4, **line(role, linewidth=2))
             x = np.linspace(x[0], x[1], 21)
             edges = np.sort([height + slope[bound] * (x - middle) for bound in ("lo", "hi")], axis=0)
             ax.fill_between(x, *edges, color=look.colour, alpha=0.25, linewidth=0)
@@ -426,11 +302,11 @@ def time_vs_difficulty(requests: pd.DataFrame, slopes: pd.DataFrame) -> Figure:
             ax.set_title(f"{style.task(task).label}\n" + "\n".join(notes), fontsize=7)
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         if ax.get_subplotspec().is_first_col():
-            ax.set_ylabel(_metric(metric)[0])
+            ax.set_ylabel(metric_label(metric)[0])
         if ax.get_subplotspec().is_last_row():
             ax.set_xlabel("difficulty")
-    _from_zero(panels.values())
-    _legend(figure, _role_handles(requests["role"]))
+    from_zero(panels.values())
+    legend(figure, role_handles(requests["role"]))
     return figure
 
 
@@ -440,9 +316,9 @@ def domain_preference(differences: pd.DataFrame, paper: pd.DataFrame | None = No
 
     differences: task, pair, value, lo, hi (shares of one); paper: task, value, or both roles' accuracies.
     """
-    _need(differences, ["task", "pair", "value", "lo", "hi"], "domain_preference")
+    need(differences, ["task", "pair", "value", "lo", "hi"], "domain_preference")
     tasks = style.ordered(differences["task"], style.TASKS)
-    paper = _theirs(paper, tasks)
+    paper = theirs_by_task(paper, tasks)
     if paper is not None and "role" in paper:
         by_role = paper.pivot(index="task", columns="role", values="value")
         paper = (by_role["RLLM"] - by_role["LLM"]).rename("value").reset_index()
@@ -457,7 +333,7 @@ def domain_preference(differences: pd.DataFrame, paper: pd.DataFrame | None = No
         ax.hlines(y, rows["lo"] * 100, rows["hi"] * 100, colors=colours, linewidth=2)
         for at, row, colour in zip(y, rows.itertuples(), colours, strict=True):
             ax.plot(row.value * 100, at, _PAIR_MARKS[k % len(_PAIR_MARKS)], color=colour, markersize=8)
-    for row in _select(paper).itertuples():
+    for row in select(paper).itertuples():
         if row.task in tasks:
             ax.plot(row.value * 100, tasks.index(row.task), style.PAPER.marker, markerfacecolor="white",
                     markeredgecolor=style.INK, markersize=7, zorder=4)
@@ -466,7 +342,7 @@ def domain_preference(differences: pd.DataFrame, paper: pd.DataFrame | None = No
     ax.set_xlabel("accuracy of RLLM − accuracy of LLM [percentage points]")
     handles = [Line2D([], [], color=style.FAINT, marker=_PAIR_MARKS[k % len(_PAIR_MARKS)], markersize=8, label=pair)
                for k, pair in enumerate(pairs)]
-    _legend(figure, handles + ([_paper_handle()] if paper is not None else []))
+    legend(figure, handles + ([paper_handle()] if paper is not None else []))
     return figure
 
 
@@ -479,7 +355,7 @@ def outcomes(shares: pd.DataFrame) -> Figure:
 
     shares: task, role, outcome, value, lo, hi, n, and optionally pair; one row per outcome.
     """
-    _need(shares, ["task", "role", "outcome", "value", "lo", "hi", "n"], "outcomes")
+    need(shares, ["task", "role", "outcome", "value", "lo", "hi", "n"], "outcomes")
     keys = ["pair", "task", "role"] if "pair" in shares else ["task", "role"]
     groups = shares[keys].drop_duplicates()
     tasks = style.ordered(groups["task"], style.TASKS)
@@ -489,7 +365,7 @@ def outcomes(shares: pd.DataFrame) -> Figure:
     ax = figure.subplots()
     for y, group in groups.iterrows():
         left = 0.0
-        rows = _select(shares, **{key: group[key] for key in keys}).set_index("outcome")
+        rows = select(shares, **{key: group[key] for key in keys}).set_index("outcome")
         for outcome, look in style.OUTCOMES.items():
             width = rows["value"].get(outcome, 0.0)
             ax.barh(y, width, 0.72, left=left, color=look.colour, hatch=look.hatch, edgecolor="white", linewidth=0)
@@ -508,7 +384,7 @@ def outcomes(shares: pd.DataFrame) -> Figure:
     handles = [Patch(facecolor=look.colour, hatch=look.hatch, edgecolor="white", label=look.label)
                for look in style.OUTCOMES.values()]
     handles.append(Line2D([], [], color=style.INK, linewidth=1.8, label="95 % interval of correct"))
-    _legend(figure, handles, columns=3)
+    legend(figure, handles, columns=3)
     return figure
 
 
@@ -518,22 +394,22 @@ def accuracy_by_level(levels: pd.DataFrame) -> Figure:
 
     levels: task, pair, role, level, value, lo, hi (shares of one).
     """
-    _need(levels, ["task", "pair", "role", "level", "value", "lo", "hi"], "accuracy_by_level")
-    figure, panels = _grid(levels, "pair", "task", height=1.8, sharey=True)
+    need(levels, ["task", "pair", "role", "level", "value", "lo", "hi"], "accuracy_by_level")
+    figure, panels = grid(levels, "pair", "task", height=1.8, sharey=True)
     for (pair, task), ax in panels.items():
         here = levels[(levels["pair"] == pair) & (levels["task"] == task)]
         for role in style.ordered(here["role"], style.ROLES):
-            _band(ax, here[here["role"] == role], "level", role)
+            band(ax, here[here["role"] == role], "level", role)
         ax.set_ylim(-0.03, 1.05)
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        _share_axis(ax)
+        share_axis(ax)
         if ax.get_subplotspec().is_first_row():
             ax.set_title(style.task(task).label)
         if ax.get_subplotspec().is_first_col():
             ax.set_ylabel(f"{pair}\naccuracy [%]")
         if ax.get_subplotspec().is_last_row():
             ax.set_xlabel("level")
-    _legend(figure, _role_handles(levels["role"]))
+    legend(figure, role_handles(levels["role"]))
     return figure
 
 
@@ -543,10 +419,10 @@ def length_by_outcome(requests: pd.DataFrame) -> Figure:
 
     requests: task, pair, outcome, output_tokens, budget [tokens], of one role.
     """
-    _need(requests, ["task", "pair", "outcome", "output_tokens", "budget"], "length_by_outcome")
+    need(requests, ["task", "pair", "outcome", "output_tokens", "budget"], "length_by_outcome")
     requests = requests[requests["output_tokens"] > 0]
     outcomes = [name for name in style.OUTCOMES if name in set(requests["outcome"])]
-    figure, panels = _grid(requests, "pair", "task", height=1.9, sharey=True)
+    figure, panels = grid(requests, "pair", "task", height=1.9, sharey=True)
     for (pair, task), ax in panels.items():
         here = requests[(requests["pair"] == pair) & (requests["task"] == task)]
         for place, outcome in enumerate(outcomes):
@@ -569,7 +445,7 @@ def length_by_outcome(requests: pd.DataFrame) -> Figure:
             ax.set_ylabel(f"{pair}\noutput [tok]")
     handles = [Line2D([], [], color=style.INK, linewidth=2, label="median"),
                Line2D([], [], color=style.FAINT, linestyle=":", label="budget")]
-    _legend(figure, handles)
+    legend(figure, handles)
     return figure
 
 
@@ -581,32 +457,32 @@ def budget_curve(curve: pd.DataFrame, paper: pd.DataFrame | None = None) -> Figu
     value. The last row divides a curve's budgets by its largest and its accuracies by the one there, so that curves of
     different models share an axis.
     """
-    _need(curve, ["task", "role", "budget", "metric", "value", "lo", "hi"], "budget_curve")
+    need(curve, ["task", "role", "budget", "metric", "value", "lo", "hi"], "budget_curve")
     tasks = style.ordered(curve["task"], style.TASKS)
-    paper = _theirs(paper, tasks)
+    paper = theirs_by_task(paper, tasks)
     names = ["accuracy", "cut_off"] + ([] if paper is None else ["normalised"])
     figure = Figure(figsize=(style.WIDTH, 1.85 * len(names) + 0.9), layout="constrained")
     axes = figure.subplots(len(names), len(tasks), sharey="row", squeeze=False)
     for j, task in enumerate(tasks):
         for i, metric in enumerate(names[:2]):
             for role in style.ordered(curve["role"], style.ROLES):
-                _band(axes[i, j], _select(curve, task=task, role=role, metric=metric), "budget", role)
+                band(axes[i, j], select(curve, task=task, role=role, metric=metric), "budget", role)
             axes[i, j].set_ylim(0, 1.02)
-            _share_axis(axes[i, j])
+            share_axis(axes[i, j])
             _budget_ticks(axes[i, j], curve["budget"])
         axes[0, j].set_title(style.task(task).label)
         axes[1, j].set_xlabel("token budget")
         if paper is not None:
-            _normalised(axes[2, j], _select(curve, task=task, role="RLLM", metric="accuracy"),
-                        _select(paper, task=task))
+            _normalised(axes[2, j], select(curve, task=task, role="RLLM", metric="accuracy"),
+                        select(paper, task=task))
     for ax, label in zip(axes[:, 0], ["accuracy [%]", "cut off [%]", "accuracy, share of\nits own at full budget"],
                          strict=False):
         ax.set_ylabel(label)
-    handles = _role_handles(curve["role"])
+    handles = role_handles(curve["role"])
     if paper is not None:
         handles += [Line2D([], [], color=style.FAINT, linestyle=dash, label=f"paper, {model}")
                     for model, dash in zip(sorted(set(paper["model"]), key=_size), _PAPER_DASHES, strict=False)]
-    _legend(figure, handles)
+    legend(figure, handles)
     return figure
 
 
@@ -616,15 +492,6 @@ _PAPER_DASHES = ["-", "--", ":", "-."]
 def _size(model: str) -> float:
     digits = "".join(c for c in model if c.isdigit() or c == ".")
     return float(digits) if digits else 0.0
-
-
-def _band(ax: Axes, rows: pd.DataFrame, x: str, role: str) -> None:
-    """A role's line with its interval as a band."""
-    if rows.empty:
-        return
-    rows = rows.sort_values(x)
-    ax.plot(rows[x], rows["value"], marker=style.role(role).marker, **_line(role))
-    ax.fill_between(rows[x], rows["lo"], rows["hi"], color=style.role(role).colour, alpha=0.2, linewidth=0)
 
 
 def _budget_ticks(ax: Axes, budgets) -> None:
@@ -642,7 +509,7 @@ def _normalised(ax: Axes, ours: pd.DataFrame, theirs: pd.DataFrame) -> None:
         full = rows["value"].iloc[-1]
         if full > 0:
             ax.plot(rows["budget"] / rows["budget"].iloc[-1], rows["value"] / full, marker=style.role(role).marker,
-                    zorder=3, **_line(role))
+                    zorder=3, **line(role))
     models = sorted(set(theirs["model"]), key=_size) if len(theirs) else []
     for model, dash in zip(models, _PAPER_DASHES, strict=False):
         rows = theirs[theirs["model"] == model].sort_values("budget")
@@ -662,19 +529,19 @@ def batch_size(curve: pd.DataFrame) -> Figure:
 
     curve: task, role, batch (requests), metric, value, lo, hi; metrics in the order they come, one row of panels each.
     """
-    _need(curve, ["task", "role", "batch", "metric", "value", "lo", "hi"], "batch_size")
+    need(curve, ["task", "role", "batch", "metric", "value", "lo", "hi"], "batch_size")
     metrics = list(dict.fromkeys(curve["metric"]))
-    figure, panels = _grid(curve, "metric", "task", height=1.7, sharey="row", rows=metrics)
+    figure, panels = grid(curve, "metric", "task", height=1.7, sharey="row", rows=metrics)
     sizes = sorted(set(curve["batch"]))
     for (metric, task), ax in panels.items():
         for role in style.ordered(curve["role"], style.ROLES):
-            _band(ax, _select(curve, task=task, role=role, metric=metric), "batch", role)
-        label, share = _metric(metric, 20)
+            band(ax, select(curve, task=task, role=role, metric=metric), "batch", role)
+        label, share = metric_label(metric, 20)
         ax.set_xscale("log", base=2)
         ax.set_xticks(sizes, [f"{size:g}" for size in sizes])
         ax.minorticks_off()
         if share:
-            _share_axis(ax)
+            share_axis(ax)
             ax.set_ylim(-0.03, 1.05)
         else:
             ax.set_yscale("log")  # a reasoning model and a plain one are a factor of ten and more apart
@@ -687,7 +554,7 @@ def batch_size(curve: pd.DataFrame) -> Figure:
             ax.set_ylabel(label)
         if ax.get_subplotspec().is_last_row():
             ax.set_xlabel("batch size [requests]")
-    _legend(figure, _role_handles(curve["role"]))
+    legend(figure, role_handles(curve["role"]))
     return figure
 
 
@@ -697,7 +564,7 @@ def agreement(compared: pd.DataFrame, summary: pd.DataFrame) -> Figure:
 
     compared: of `agreement.compare`, one or more comparisons; summary: of `agreement.summary`.
     """
-    _need(compared, ["comparison", "changed", "parted_at", "shared", "gap"], "agreement")
+    need(compared, ["comparison", "changed", "parted_at", "shared", "gap"], "agreement")
     figure = Figure(figsize=(style.WIDTH, 3.1), layout="constrained")
     equal, distance, answers = figure.subplots(1, 3)
     names = list(dict.fromkeys(compared["comparison"]))
@@ -711,7 +578,7 @@ def agreement(compared: pd.DataFrame, summary: pd.DataFrame) -> Figure:
         distance.plot(gaps, (np.arange(len(gaps)) + 1) / max(len(gaps), 1), drawstyle="steps-post", markevery=0.2,
                       **look)
         for place, metric in enumerate(("changed", "flipped", "hit_change")):
-            row = _select(summary, comparison=name, metric=metric).iloc[0]
+            row = select(summary, comparison=name, metric=metric).iloc[0]
             at = place + (k - (len(names) - 1) / 2) * 0.25
             answers.vlines(at, row["lo"], row["hi"], color=colour, linewidth=2)
             answers.plot(at, row["value"], marker, color=colour, markersize=6)
@@ -724,8 +591,8 @@ def agreement(compared: pd.DataFrame, summary: pd.DataFrame) -> Figure:
     answers.set_xticks(range(3), ["text\nchanged", "answer\nflipped", "accuracy\nchange"], fontsize=8)
     answers.set(xlim=(-0.5, 2.5), ylabel="requests [%]")
     for ax in (equal, distance, answers):
-        _share_axis(ax)
-    _legend(figure, [Line2D([], [], color=colour, linestyle=dash, marker=marker, label=name)
+        share_axis(ax)
+    legend(figure, [Line2D([], [], color=colour, linestyle=dash, marker=marker, label=name)
                      for name, (colour, dash, marker) in zip(names, _ARMS, strict=False)])
     return figure
 
@@ -740,17 +607,17 @@ def survivor(curves: pd.DataFrame) -> Figure:
     curves: task, role, time [s], survival, lo, hi (shares), censored (requests censored then), one row per step, as
     `stats.kaplan_meier` makes it.
     """
-    _need(curves, ["task", "role", "time", "survival", "lo", "hi", "censored"], "survivor")
+    need(curves, ["task", "role", "time", "survival", "lo", "hi", "censored"], "survivor")
     tasks = style.ordered(curves["task"], style.TASKS)
     figure = Figure(figsize=(style.WIDTH, 3.0), layout="constrained")
     for ax, task in zip(figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0], tasks, strict=True):
         for role in style.ordered(curves["role"], style.ROLES):
-            rows = _select(curves, task=task, role=role).sort_values("time")
+            rows = select(curves, task=task, role=role).sort_values("time")
             if rows.empty:
                 continue
             look = style.role(role)
             ax.plot(rows["time"], rows["survival"], drawstyle="steps-post", marker=look.marker, markevery=0.3,
-                    **_line(role))
+                    **line(role))
             ax.fill_between(rows["time"], rows["lo"], rows["hi"], step="post", color=look.colour, alpha=0.2,
                             linewidth=0)
             cut = rows[rows["censored"] > 0]
@@ -759,11 +626,11 @@ def survivor(curves: pd.DataFrame) -> Figure:
         ax.set_xlim(left=0)
         ax.set_ylim(0, 1.02)
         ax.set_xlabel("time since due [s]")
-        _share_axis(ax)
+        share_axis(ax)
     figure.axes[0].set_ylabel("still without a visible\ntoken [% of requests]")
-    handles = _role_handles(curves["role"])
+    handles = role_handles(curves["role"])
     handles.append(Line2D([], [], color=style.INK, marker="+", linestyle="none", label="ended while still thinking"))
-    _legend(figure, handles)
+    legend(figure, handles)
     return figure
 
 
@@ -774,7 +641,7 @@ def claims_picture(decided: pd.DataFrame) -> Figure:
     decided: of `claims.decide`. Each line has a scale of its own; where the claim would hold is shaded. The paper's
     number is marked where it is the same quantity.
     """
-    _need(decided, ["claim", "statement", "value", "lo", "hi", "unit", "paper_value", "verdict"], "claims_picture")
+    need(decided, ["claim", "statement", "value", "lo", "hi", "unit", "paper_value", "verdict"], "claims_picture")
     figure = Figure(figsize=(style.WIDTH, 0.56 * len(decided) + 0.7))
     top, bottom = 1 - 0.45 / figure.get_figheight(), 0.2 / figure.get_figheight()
     grid = figure.add_gridspec(len(decided), 1, left=0.43, right=0.78, top=top, bottom=bottom, hspace=0.55)
@@ -792,7 +659,7 @@ def claims_picture(decided: pd.DataFrame) -> Figure:
     handles = [Line2D([], [], color=look.colour, marker=look.marker, label=look.label)
                for look in style.VERDICTS.values()]
     handles += [Patch(color=style.VERDICTS["supported"].colour, alpha=0.15, label="the claim holds"),
-                _paper_handle("the paper's number")]
+                paper_handle("the paper's number")]
     figure.legend(handles=handles, loc="upper center", ncols=5, bbox_to_anchor=(0.5, 1.0))
     return figure
 

@@ -1,0 +1,55 @@
+"""The claims of the reproduced paper as data: statement, the paper's numbers, the test, the verdict.
+
+`measure("01", engine=…)` gives all numbers of a notebook under the names that `decide` reads. One module per notebook
+holds its numbers and claims; `core` says what these are, `paper` has the paper's own numbers.
+"""
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from asu.claims import budget_batch, domain, kv_cache, running_time, stragglers
+from asu.claims.core import NOTEBOOKS, NUMBERS, Claim, Number, Range, measure
+from asu.claims.paper import (
+    KNOWLEDGE,
+    PAPER,
+    SETS,
+    beside_paper,
+    paper,
+    paper_budget_gain,
+    paper_difference,
+    paper_ratio,
+)
+from asu.stats import Estimate
+
+__all__ = ["CLAIMS", "KNOWLEDGE", "NOTEBOOKS", "NUMBERS", "PAPER", "SETS", "Claim", "Estimate", "Number", "Range",
+           "beside_paper", "decide", "measure", "paper", "paper_budget_gain", "paper_difference", "paper_ratio"]
+
+CLAIMS = [claim for module in (
+    kv_cache, stragglers, running_time, domain, budget_batch,
+) for claim in module.CLAIMS]
+
+
+def decide(numbers: Mapping[str, Estimate | Mapping | float]) -> pd.DataFrame:
+    """One row per claim with its verdict from the recorded numbers; a number that is missing leaves it undecided.
+
+    Columns: claim, statement, paper (its numbers, as text), paper_value, measured (with interval, as text), value, lo,
+    hi, unit, threshold, direction (">", "<", "within" ± threshold), compared (the number set beside paper_value, as
+    text), ratio_to_paper (compared / paper_value), verdict ("supported", "not supported", "undecided"), reason,
+    notebook.
+    """
+    rows = []
+    for claim in CLAIMS:
+        recorded = claim.number in numbers
+        measured = Estimate.of(numbers.get(claim.number))
+        verdict, reason = claim.holds.verdict(measured)
+        if not recorded:
+            reason = f"{claim.number} has not been recorded; run notebook {claim.notebook}"
+        compared = Estimate.of(numbers.get(claim.compared or claim.number))
+        rows.append({
+            "claim": claim.id, "statement": claim.statement, "paper": claim.paper, "paper_value": claim.paper_value,
+            "measured": str(measured), "value": measured.value, "lo": measured.lo, "hi": measured.hi,
+            "unit": NUMBERS[claim.number].unit, "threshold": claim.holds.threshold, "direction": claim.holds.direction,
+            "compared": str(compared), "ratio_to_paper": compared.value / claim.paper_value,
+            "verdict": verdict, "reason": reason, "notebook": claim.notebook})
+    return pd.DataFrame(rows)

@@ -1,0 +1,138 @@
+"""05: token budget (frame `requests`, several budgets) and batch size (frame `batches`, several load sizes), RLLM."""
+
+import numpy as np
+import pandas as pd
+
+from asu import metrics, stats
+from asu.claims.core import SILENT, SMALL_POINTS, Claim, Range, number
+from asu.claims.paper import paper_budget_gains
+from asu.contrast import SETTINGS, contrast, hits, load_size, of_role, over_batches, over_problems
+from asu.errors import AsuError
+from asu.stats import Estimate
+
+
+def _budget_gains(requests: pd.DataFrame) -> tuple[pd.DataFrame, list[stats.Statistic]]:
+    """Accuracy at the largest budget minus accuracy at the next that is at most half of it, one per set and size."""
+    r = metrics.derive(of_role(requests, "RLLM"))
+    budgets = np.sort(r.budget.unique())
+    half = budgets[budgets <= budgets[-1] / 2] if len(budgets) else budgets
+    if not len(half):
+        raise AsuError(f"budgets {budgets.tolist()} do not span a factor of two",
+                       "measure at least two budgets, one at most half of the largest")
+    return r, contrast(r, "budget", budgets[-1], half[-1], hits)
+
+
+@number("05.budget_gain_largest", "share", "requests")
+def budget_gain_largest(requests: pd.DataFrame, **options) -> Estimate:
+    """Accuracy gained by doubling to the largest budget, in the set and size that gains most."""
+    r, gains = _budget_gains(requests)
+    return over_problems(r, stats.largest(gains), bounds=(-1, 1), **options)
+
+
+@number("05.budget_gain", "share", "requests", per_task=True)
+def budget_gain(requests: pd.DataFrame, **options) -> Estimate:
+    """Accuracy gained by doubling to the largest budget, mean over sets and sizes."""
+    r, gains = _budget_gains(requests)
+    return over_problems(r, stats.average(gains), bounds=(-1, 1), **options)
+
+
+@number("05.cut_off_share", "share", "requests", per_task=True)
+def cut_off_share(requests: pd.DataFrame, **options) -> Estimate:
+    """Share of requests that ran into the largest budget."""
+    r = of_role(requests, "RLLM")
+    r = r[r.budget == r.budget.max()]
+    return over_problems(r, stats.mean(r.finish_reason == "length"), bounds=(0, 1), **options)
+
+
+def _sized(frame: pd.DataFrame) -> tuple[pd.DataFrame, float, float]:
+    """RLLM rows with at_once, the load's size, and its largest and smallest value."""
+    r = of_role(frame, "RLLM")
+    r["at_once"] = load_size(r.load)
+    return r, r.at_once.max(), r.at_once.min()
+
+
+def _size_contrast(frame: pd.DataFrame, big: float, small: float, make, combine) -> list[stats.Statistic]:
+    # the engine's slots follow the batch size in the study, so they are no setting to hold equal here
+    return contrast(frame, "at_once", big, small, make, combine=combine, ignore=("load", "max_requests"))
+
+
+def _size_ratio_of_batches(requests: pd.DataFrame, make, **options) -> Estimate:
+    r, big, small = _sized(requests)
+    keep = [c for c in [*SETTINGS, "role", "at_once"] if c in r]
+    rows = metrics.batches(r, keep).reset_index(drop=True)
+    return over_batches(rows, stats.geometric_mean(_size_contrast(rows, big, small, make, stats.ratio)), **options)
+
+
+@number("05.batch_time_ratio", "×", "batches", per_task=True)
+def batch_time_ratio(batches: pd.DataFrame, **options) -> Estimate:
+    """Time per request at the largest batch size over that at the smallest, geometric mean over sets and sizes."""
+    return _size_ratio_of_batches(batches, lambda rows: stats.ratio_of_sums(rows.wall_s, rows.requests), **options)
+
+
+@number("05.batch_tps_ratio", "×", "batches", per_task=True)
+def batch_tps_ratio(batches: pd.DataFrame, **options) -> Estimate:
+    """Throughput at the largest batch size over that at the smallest, geometric mean over sets and sizes."""
+    return _size_ratio_of_batches(batches, lambda rows: stats.ratio_of_sums(rows.output_tokens, rows.wall_s),
+                                  **options)
+
+
+def _known_until(r: pd.DataFrame) -> float:
+    """Up to when the survivor curves of TTFVT are known [s]: one whose last request is censored, to there only."""
+    last = r.loc[r.groupby(["pair", "at_once"]).ttfvt_observed_s.idxmax()]
+    cut = last.ttfvt_observed_s[last.ttfvt_censored]
+    return float(last.ttfvt_observed_s.max() if cut.empty else cut.min())
+
+
+@number("05.batch_ttfvt_ratio", "×", "batches", per_task=True)
+def batch_ttfvt_ratio(batches: pd.DataFrame, **options) -> Estimate:
+    """Mean TTFVT at the largest batch size over that at the smallest, paired by problem.
+
+    Area under the survivor curve up to one common time per set, so that requests that never left thinking count on
+    both sides.
+    """
+    r, big, small = _sized(metrics.derive(batches))
+    until = {task: _known_until(part) for task, part in r[r.at_once.isin([big, small])].groupby("task")}
+
+    def make(rows: pd.DataFrame) -> stats.Statistic:
+        return stats.km_mean(rows.ttfvt_observed_s, ~rows.ttfvt_censored, until=until[rows.task.iloc[0]])
+
+    return over_problems(r, stats.geometric_mean(_size_contrast(r, big, small, make, stats.ratio)), **options)
+
+
+@number("05.batch_accuracy_change", "share", "batches", per_task=True)
+def batch_accuracy_change(batches: pd.DataFrame, **options) -> Estimate:
+    """Accuracy at the largest batch size minus that at the smallest, paired by problem, mean over sets and sizes."""
+    r, big, small = _sized(metrics.derive(batches))
+    return over_problems(r, stats.average(_size_contrast(r, big, small, hits, stats.difference)), bounds=(-1, 1),
+                          **options)
+
+
+@number("05.batch_texts_changed", "share", "batches", per_task=True)
+def batch_texts_changed(batches: pd.DataFrame, **options) -> Estimate:
+    """Share of requests whose text differs between the largest and the smallest batch size, same sampling seed."""
+    r, big, small = _sized(batches)
+    r = r[r.at_once.isin([big, small]) & r.error.isna()]
+    keys = [c for c in SETTINGS if c in r and c not in ("load", "max_requests")]
+    same = r.assign(text=metrics.texts(r)).groupby([*keys, "problem_id", "request_id"], dropna=False).agg(
+        texts=("text", "nunique"), sizes=("at_once", "nunique")).reset_index()
+    same = same[same.sizes == 2]
+    return over_problems(same, stats.mean(same.texts > 1), bounds=(0, 1), **options)
+
+
+_GAINS = paper_budget_gains()
+
+CLAIMS = [
+    Claim("budget.suffices", "About half of the largest token budget suffices: no set gains by doubling it.",
+          "05.budget_gain_largest", Range(hi=0.05),
+          f"largest gain from 8,192 to 20,480 tokens {_GAINS.max():+.2f} (14B GPQA) [figure]", float(_GAINS.max())),
+    Claim("budget.overthinking", "Beyond that budget accuracy falls, because models overthink.",
+          "05.budget_gain", Range(hi=-0.01),
+          f"mean change from 8,192 to 20,480 tokens {_GAINS.mean():+.3f}, 14B and 32B [figure]",
+          float(_GAINS.mean())),
+    Claim("batch.time", "A larger batch size takes less time in all.", "05.batch_time_ratio", Range(hi=1), SILENT),
+    Claim("batch.tps", "A larger batch size gives more throughput.", "05.batch_tps_ratio", Range(lo=1), SILENT),
+    Claim("batch.ttfvt", "A larger batch size makes users wait longer for the first visible token.",
+          "05.batch_ttfvt_ratio", Range(lo=1), SILENT),
+    Claim("batch.accuracy", "Batch size leaves accuracy unchanged.",
+          "05.batch_accuracy_change", Range(-SMALL_POINTS, SMALL_POINTS), SILENT),
+]

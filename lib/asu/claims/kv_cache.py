@@ -1,0 +1,96 @@
+"""01: KV-cache usage.
+
+The interval comes from resampled twentieths of each run: it tells how far a figure hangs on single moments of that run,
+not how it would differ in another run.
+"""
+
+import numpy as np
+import pandas as pd
+
+from asu import metrics, stats
+from asu.claims.core import MATERIAL_RATIO, Claim, Range, number
+from asu.claims.paper import by_set, paper
+from asu.contrast import SETTINGS, arms, contrast, groups, kv_samples, of_role, over_blocks
+from asu.stats import Estimate
+
+
+def _kv_ratio(engine: pd.DataFrame, which: str, **options) -> Estimate:
+    samples = kv_samples(engine)
+    measured = any(arms(engine, "role", "RLLM", "LLM"))
+    if measured and not any(arms(samples, "role", "RLLM", "LLM")):
+        return Estimate(np.nan)  # one of each pair was done before its gauge was read even once
+    parts = contrast(samples, "role", "RLLM", "LLM", lambda rows: metrics.kv_statistics(rows)[which],
+                      combine=stats.ratio)
+    return over_blocks(samples, stats.geometric_mean(parts), **options)
+
+
+def _kv_largest(engine: pd.DataFrame, which: str, role: str, **options) -> Estimate:
+    samples = kv_samples(of_role(engine, role))
+    parts = [stats.on(rows, metrics.kv_statistics(samples[rows])[which]) for rows in groups(samples, SETTINGS)]
+    return over_blocks(samples, stats.largest(parts), **options) if parts else Estimate(np.nan)
+
+
+@number("01.kv_peak_ratio", "×", "engine", per_task=True)
+def kv_peak_ratio(engine: pd.DataFrame, **options) -> Estimate:
+    """Peak KV use, RLLM over LLM, geometric mean over sets and sizes."""
+    return _kv_ratio(engine, "peak", **options)
+
+
+@number("01.kv_mean_ratio", "×", "engine", per_task=True)
+def kv_mean_ratio(engine: pd.DataFrame, **options) -> Estimate:
+    """Time-weighted mean KV use, RLLM over LLM, geometric mean over sets and sizes."""
+    return _kv_ratio(engine, "mean", **options)
+
+
+@number("01.kv_swing_ratio", "×", "engine", per_task=True)
+def kv_swing_ratio(engine: pd.DataFrame, **options) -> Estimate:
+    """Swing of KV use (p95 − p5 over time), RLLM over LLM, geometric mean over sets and sizes."""
+    return _kv_ratio(engine, "swing", **options)
+
+
+@number("01.kv_peak_rllm", "share of pool", "engine", per_task=True)
+def kv_peak_rllm(engine: pd.DataFrame, **options) -> Estimate:
+    """Highest peak of KV use of an RLLM."""
+    return _kv_largest(engine, "peak", "RLLM", **options)
+
+
+@number("01.kv_peak_llm", "share of pool", "engine", per_task=True)
+def kv_peak_llm(engine: pd.DataFrame, **options) -> Estimate:
+    """Highest peak of KV use of an LLM."""
+    return _kv_largest(engine, "peak", "LLM", **options)
+
+
+@number("01.kv_range_rllm", "share of pool", "engine", per_task=True)
+def kv_range_rllm(engine: pd.DataFrame, **options) -> Estimate:
+    """Widest range of KV use (max − min while work ran) of an RLLM."""
+    return _kv_largest(engine, "range", "RLLM", **options)
+
+
+@number("01.kv_range_llm", "share of pool", "engine", per_task=True)
+def kv_range_llm(engine: pd.DataFrame, **options) -> Estimate:
+    """Widest range of KV use (max − min while work ran) of an LLM."""
+    return _kv_largest(engine, "range", "LLM", **options)
+
+
+@number("01.kv_prediction_error", "share of pool", "engine", "requests", "events")
+def kv_prediction_error(engine: pd.DataFrame, requests: pd.DataFrame, events: pd.DataFrame, **options) -> Estimate:
+    """Time-weighted mean |predicted − reported| KV use while work ran, all runs together."""
+    both = metrics.in_blocks(metrics.kv_prediction(metrics.predicted_kv(requests, events), engine))
+    return over_blocks(both, stats.ratio_of_sums(both.error.abs() * both.dt_s, both.dt_s), **options)
+
+
+def _paper_kv_peak_ratio() -> float:
+    ratios = by_set("kv_peak", size="7B", role="RLLM") / by_set("kv_peak", size="7B", role="LLM")
+    return float(np.exp(np.log(ratios).mean()))
+
+
+CLAIMS = [
+    Claim("F1.heavy", "Serving a reasoning model fills more of the KV cache than serving its plain twin.",
+          "01.kv_peak_ratio", Range(lo=MATERIAL_RATIO),
+          f"peaks {_paper_kv_peak_ratio():.1f} × on average, 1.8 to 8.1 × by set, 7B [figure]",
+          _paper_kv_peak_ratio()),
+    Claim("F1.swing", "A reasoning model's KV use swings widely during a run; its plain twin's does not.",
+          "01.kv_swing_ratio", Range(lo=MATERIAL_RATIO),
+          "RLLM 3 to 70 % in extreme cases, a range of 0.67; LLM below 3 % [text, at second hand]",
+          float(paper("kv_range").value.iloc[0]), compared="01.kv_range_rllm"),
+]

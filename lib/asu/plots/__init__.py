@@ -1,0 +1,48 @@
+"""Every figure of the study: one function each, tidy frames in, a matplotlib Figure out.
+
+Frames carry the columns of `Study` (task, pair, role, load, budget, ...). A summary frame is tidy: one row per
+`metric`, with `value`, `lo` and `hi`. `paper` frames hold the paper's numbers: rows of `claims.paper`, or the same
+columns as the measured frame, without an interval.
+"""
+
+from asu.plots.pilot import (
+    PAPER_RUNNING,
+    accuracy_by_level,
+    agreement,
+    batch_size,
+    budget_curve,
+    claims_picture,
+    domain_preference,
+    kv_summary,
+    kv_use_over_time,
+    length_by_outcome,
+    load_label,
+    outcomes,
+    queue_over_time,
+    running_over_time,
+    straggler_summary,
+    survivor,
+    swimlane,
+    time_vs_difficulty,
+)
+
+__all__ = [
+    "PAPER_RUNNING",
+    "accuracy_by_level",
+    "agreement",
+    "batch_size",
+    "budget_curve",
+    "claims_picture",
+    "domain_preference",
+    "kv_summary",
+    "kv_use_over_time",
+    "length_by_outcome",
+    "load_label",
+    "outcomes",
+    "queue_over_time",
+    "running_over_time",
+    "straggler_summary",
+    "survivor",
+    "swimlane",
+    "time_vs_difficulty",
+]
