@@ -120,6 +120,13 @@ def test_a_number_recorded_twice_and_no_numbers_are_errors(house):
         report.numbers("embedded")
 
 
+def test_guidance_is_kept_with_the_numbers_and_escaped_on_the_page(house):
+    report.record("01_a", {"x": 1.0}, guidance="Use 2 < 3 slots.")
+    report.record("02_b", {"y": 1.0})
+    assert report.guidance("embedded").to_dict("records") == [{"notebook": "01_a", "guidance": "Use 2 < 3 slots."}]
+    assert "2 &lt; 3" in report.note("Use 2 < 3 slots.").data
+
+
 # --- building -------------------------------------------------------------------------------------------------------
 
 SHOWS = f'''

@@ -100,6 +100,11 @@ def text(words: str) -> str:
     return f'<pre class="model">{escape(words)}</pre>'
 
 
+def note(words: str) -> str:
+    """A sentence that stands out: what to do with the numbers."""
+    return f'<p class="note">{escape(words)}</p>'
+
+
 @functools.cache
 def _environment() -> jinja2.Environment:
     return jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True,

@@ -1,6 +1,6 @@
 """What a notebook shows and records, and the report made of all notebooks: executed, as HTML, with an index.
 
-In notebooks: `show`, `table`, `text`, `record`, `numbers`. For the report: `build`, `publish`, `readme_table`.
+In notebooks: `show`, `table`, `text`, `note`, `record`, `numbers`, `guidance`. For the report: `build`, `publish`, `readme_table`.
 Outputs go to reports/<profile>/: *.html, figures/*.svg, numbers/*.json, notebooks/*.ipynb, state/*.json.
 """
 
@@ -73,8 +73,13 @@ def text(words: str) -> HTML:
     return HTML(pages.text(words))
 
 
-def record(notebook: str, numbers: Mapping[str, Estimate | Mapping | float]) -> HTML:
-    """Write the notebook's named numbers to numbers/<notebook>.json of the report, and show them.
+def note(words: str) -> HTML:
+    """A sentence that stands out: what a serving engineer can do with the numbers, and within which limits."""
+    return HTML(pages.note(words))
+
+
+def record(notebook: str, numbers: Mapping[str, Estimate | Mapping | float], guidance: str = "") -> HTML:
+    """Write the notebook's named numbers, and its sentence of guidance, to numbers/<notebook>.json; show the numbers.
 
     A number is an Estimate, a mapping of value, lo, hi, unit, n, or a plain finite number. An Estimate that is not
     known is recorded as null, never as zero; anything else that is not finite is an error.
@@ -83,7 +88,8 @@ def record(notebook: str, numbers: Mapping[str, Estimate | Mapping | float]) -> 
     if not numbers:
         raise AsuError(f"{notebook} records no numbers", "pass at least one named number to report.record")
     recorded = {_check_name(name, "number"): _recorded(name, number) for name, number in numbers.items()}
-    _write(folder() / "numbers" / f"{notebook}.json", _json({"notebook": notebook, "numbers": recorded}))
+    _write(folder() / "numbers" / f"{notebook}.json", _json(
+        {"notebook": notebook, "numbers": recorded} | ({"guidance": guidance} if guidance else {})))
     rows = [{"number": name, "value": Estimate.of(number)} for name, number in recorded.items()]
     return table(pd.DataFrame(rows), f"Numbers recorded by {notebook}, with 95 % intervals")
 
@@ -101,6 +107,14 @@ def numbers(profile_name: str | None = None, *, where: Path | None = None) -> di
     if not found:
         raise AsuError(f"no recorded numbers in {where}", "run the notebooks first: python -m asu report")
     return found
+
+
+def guidance(profile_name: str | None = None, *, where: Path | None = None) -> pd.DataFrame:
+    """The notebooks' sentences of guidance: notebook, guidance; one row per notebook that recorded one."""
+    where = where or folder(profile_name) / "numbers"
+    told = [_read_json(path) for path in sorted(where.glob("*.json"))]
+    return pd.DataFrame([{"notebook": one["notebook"], "guidance": one["guidance"]} for one in told
+                         if one.get("guidance")], columns=["notebook", "guidance"])
 
 
 def _check_name(name: str, what: str) -> str:
