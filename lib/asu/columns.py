@@ -17,6 +17,7 @@ LABELS = {
     "prefix_caching": ("", "whether KV of equal prompt beginnings is reused"),
     "speculation": ("", "speculative decoding: method and tokens drafted, or none"),
     "max_requests": ("", "most requests in one engine step"),
+    "prefix": ("", "what stands before each problem: none, or who shares it (unique: nobody) and its length in tokens"),
     "trial": ("", "which repetition of an otherwise equal run, seeds included"),
 }
 

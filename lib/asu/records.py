@@ -157,6 +157,8 @@ def _loaded(table: pa.Table) -> pd.DataFrame:
 def tables(spec: RunSpec, wanted: list[Request], journal: list[dict]) -> dict[str, pa.Table]:
     """The four tables of a run from its journal, requests in sending order."""
     by_id = {record["row"]["request_id"]: record for record in journal if record["kind"] == "request"}
+    if spec.options.random_weights:
+        by_id |= {request.id: _replayed(by_id[request.id], request.thinking_tokens) for request in wanted}
     return {"requests": _requests_table(spec, wanted, by_id), "events": _events_table(wanted, by_id),
             "engine": _gauge_table("engine", journal), "host": _gauge_table("host", journal)}
 
@@ -181,9 +183,29 @@ def finish(folder: Path, made: dict[str, pa.Table], env: dict, log: str) -> None
     write(folder / "DONE", pretty(done))
 
 
+def _replayed(record: dict, thinking: int | None) -> dict:
+    """A request to random weights as kept: without its text, which says nothing, and with the recorded thinking.
+
+    Random weights end their thinking by chance or never; the cost of serving hangs on how many tokens there are, so
+    that the first `thinking` of them stand for those that were thinking when the lengths were recorded.
+    """
+    row = record["row"] | {"thinking_text": "", "answer_text": ""}
+    if thinking is None:
+        return record | {"row": row}
+    events, seen = [], 0
+    for t, *tokens in record["events"]:
+        counted = min(max(thinking - seen, 0), sum(tokens))
+        seen += sum(tokens)
+        events.append((t, counted, sum(tokens) - counted))
+    row |= {"visible_s": next((t for t, _, answer in events if answer), None),
+            "thinking_tokens": sum(counted for _, counted, _ in events),
+            "answer_tokens": sum(answer for _, _, answer in events)}
+    return record | {"row": row, "events": events}
+
+
 def _requests_table(spec: RunSpec, wanted: list[Request], by_id: dict[str, dict]) -> pa.Table:
-    """One row per request in sending order, graded unless the weights are random."""
-    task = None if spec.options.random_weights else tasks.get(spec.task)
+    """One row per request in sending order, graded unless the weights are random or words stand before the problems."""
+    task = None if spec.options.random_weights or spec.prefix else tasks.get(spec.task)
     rows = []
     for request in wanted:
         row = by_id[request.id]["row"]

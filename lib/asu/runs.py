@@ -34,7 +34,7 @@ from asu.monitor import Monitor
 from asu.progress import Silent
 from asu.records import ENGINE, HOST, Run, Store, finish, pretty, read, read_spec, redo, tables
 from asu.specs import RunSpec, digest
-from asu.workload import Request, lengths_path, requests
+from asu.workload import PREFIX_VERSION, Request, fixed_length, lengths_path, requests
 
 __all__ = ["Run", "Store", "execute", "inputs", "machine", "read", "requests"]
 
@@ -68,7 +68,8 @@ def inputs(spec: RunSpec) -> dict:
         "prompt": PROMPT_VERSION,
         "lengths": recorded,
         "machine": machine(),
-    } | ({"trace": _file_digest(load.trace_path(spec.load.name))} if spec.load.kind == "trace" else {})
+    } | ({"trace": _file_digest(load.trace_path(spec.load.name))} if spec.load.kind == "trace" else {}) \
+      | ({"prefix": PREFIX_VERSION} if spec.prefix else {})
 
 
 @functools.cache
@@ -338,7 +339,7 @@ def _think_end_id(spec: RunSpec) -> int | None:
 
 
 def _call(spec: RunSpec, request: Request) -> Call:
-    fixed = spec.lengths is not None
+    fixed = fixed_length(spec)
     sampling = spec.sampling
     return Call(request.problem.prompt, request.max_tokens, sampling.temperature, sampling.top_p, request.seed,
                 ignore_eos=fixed, min_tokens=request.max_tokens if fixed else None,

@@ -103,6 +103,23 @@ class Sampling(Spec):
     logprobs: bool = False  # record the log-probability of every drawn token
 
 
+class Prefix(Spec):
+    """`tokens` of words without meaning before each problem, and who shares them; `workload` makes them.
+
+    unique: nobody. template: all requests, but only a short part of it. few_shot: all requests, all of it.
+    samples: the repeats of one problem, sent one after the other. multi_turn: repeat r of R is turn r of a
+    conversation, whose beginning is the turn before and which grows to `tokens` in the last.
+    Every request then makes exactly the budget's number of tokens, and nothing is graded: no model was asked for this.
+    """
+
+    kind: Literal["unique", "template", "few_shot", "samples", "multi_turn"]
+    tokens: int = Field(gt=0)
+
+    @property
+    def label(self) -> str:
+        return f"{self.kind}{self.tokens}"
+
+
 class RunSpec(Spec):
     """One measured run: `problems` first problems of a task, each `repeats` times, under one load on one server."""
 
@@ -117,6 +134,7 @@ class RunSpec(Spec):
     seed: int = Field(default=0, ge=0)
     lengths: str | None = None  # replay: name of the recorded output lengths in data/lengths
     trial: int = Field(default=0, ge=0)  # which repetition of an otherwise equal run, seeds included
+    prefix: Prefix | None = None  # what stands before each problem; None: nothing
 
     @model_validator(mode="after")
     def _budget_fits(self):
@@ -125,11 +143,23 @@ class RunSpec(Spec):
                              f"{self.options.context} tokens")
         return self
 
+    @model_validator(mode="after")
+    def _prefix_fits(self):
+        if self.prefix is None:
+            return self
+        if self.prefix.kind in ("samples", "multi_turn") and self.repeats < 2:
+            raise ValueError(f"prefix {self.prefix.kind} is shared by a problem's repeats: set repeats to 2 or more")
+        if self.prefix.tokens + self.sampling.budget >= self.options.context:
+            raise ValueError(f"prefix of {self.prefix.tokens} and budget {self.sampling.budget} leave no room for a "
+                             f"problem in a context of {self.options.context} tokens")
+        return self
+
     @property
     def name(self) -> str:
         """Readable, for folder names and progress lines; the digest is what identifies."""
         pool = f"-kv{self.options.kv_pool_tokens}" if self.options.kv_pool_tokens else ""
-        return f"{self.engine}-{self.model}-{self.task}-{self.load.label}-b{self.sampling.budget}{pool}"
+        prefix = f"-{self.prefix.label}" if self.prefix else ""
+        return f"{self.engine}-{self.model}-{self.task}-{self.load.label}-b{self.sampling.budget}{pool}{prefix}"
 
     @property
     def server_key(self) -> str:

@@ -19,7 +19,7 @@ from asu.specs import EngineOptions, RunSpec, canonical, parse
 
 _OPTIONS = tuple(EngineOptions.model_fields)
 _SAMPLING = ("temperature", "top_p", "budget", "logprobs")
-_PLAIN = ("engine", "model", "task", "load", "problems", "repeats", "seed", "lengths", "trial")
+_PLAIN = ("engine", "model", "task", "load", "problems", "repeats", "seed", "lengths", "trial", "prefix")
 _BY_TASK = ("problems", "repeats", "budget")
 
 SERVER_START_S = 50.0
@@ -85,9 +85,9 @@ def local(groups: Iterable[Group], work: Callable[[Group], Iterator[Path]]) -> I
 class Study:
     """Runs by their axes, each a value or a list: `Study(models=[...], tasks=[...], budgets=[256, 1024], seed=7)`.
 
-    Axes: engine, model, task, load, problems, repeats, seed, trial, lengths, budget, temperature, top_p, logprobs, and
-    every field of `specs.EngineOptions`; singular or plural. problems, repeats and budget may be given by task:
-    {"mini-easy": 40}.
+    Axes: engine, model, task, load, problems, repeats, seed, trial, lengths, prefix, budget, temperature, top_p,
+    logprobs, and every field of `specs.EngineOptions`; singular or plural. problems, repeats and budget may be given
+    by task: {"mini-easy": 40}.
     `records` (or the environment variable ASU_RECORDS) names published records in data/runs to read instead.
     """
 
@@ -297,7 +297,8 @@ def labels(spec: RunSpec) -> dict:
             "task": spec.task, "load": spec.load.label, "budget": spec.sampling.budget,
             "kv_pool_tokens": pd.NA if options.kv_pool_tokens is None else options.kv_pool_tokens,
             "weights": options.weights, "kv_cache": options.kv_cache, "prefix_caching": options.prefix_caching,
-            "speculation": speculation or "none", "max_requests": options.max_requests, "trial": spec.trial}
+            "speculation": speculation or "none", "max_requests": options.max_requests, "trial": spec.trial,
+            "prefix": spec.prefix.label if spec.prefix else "none"}
 
 
 def estimate_s(spec: RunSpec, history: list[tuple[RunSpec, dict]]) -> float:

@@ -1,14 +1,17 @@
 """The requests of a run: problems in sending order, with their seeds and their most output tokens."""
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from asu import paths, shapes, tasks
+from asu import models, paths, shapes, tasks
 from asu.errors import AsuError
 from asu.specs import RunSpec
+
+PREFIX_VERSION = 1  # of the recipe below; raise it when the words before the problems change
+TEMPLATE_TOKENS = 64  # the part that all requests share under `template`; common system prompts are about as long
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,7 @@ class Request:
     repeat: int
     seed: int
     max_tokens: int
+    thinking_tokens: int | None = None  # recorded, to be counted in place of what random weights say; None: as said
 
     @property
     def id(self) -> str:
@@ -26,7 +30,10 @@ class Request:
 
 
 def requests(spec: RunSpec) -> list[Request]:
-    """All requests in the order they are sent: every problem once, then every problem again; the same in every run."""
+    """All requests in the order they are sent: every problem once, then every problem again; the same in every run.
+
+    Only samples that share a prefix are sent one after the other, so that they meet in the cache.
+    """
     lengths = recorded_lengths(spec.lengths) if spec.lengths else None
     if lengths is not None and spec.options.random_weights:
         problems = _generated_problems(spec, lengths)
@@ -37,9 +44,45 @@ def requests(spec: RunSpec) -> list[Request]:
     for problem in problems:
         if not problem.prompt.strip():
             raise AsuError(f"problem {problem.id} of {spec.task} has an empty prompt", "correct the problem file")
-    return [Request(problem, repeat, spec.request_seed(problem.id, repeat),
-                    _max_tokens(spec, lengths, problem.id, repeat))
-            for repeat in range(spec.repeats) for problem in problems]
+    order = [(problem, repeat) for repeat in range(spec.repeats) for problem in problems]
+    if spec.prefix and spec.prefix.kind == "samples":
+        order = [(problem, repeat) for problem in problems for repeat in range(spec.repeats)]
+    return [Request(_prefixed(spec, problem, repeat), repeat, spec.request_seed(problem.id, repeat),
+                    _max_tokens(spec, lengths, problem.id, repeat), _thinking_tokens(spec, lengths, problem.id, repeat))
+            for problem, repeat in order]
+
+
+def fixed_length(spec: RunSpec) -> bool:
+    """Whether every request makes exactly its `max_tokens`, whatever the model would do."""
+    return spec.lengths is not None or spec.prefix is not None
+
+
+def _prefixed(spec: RunSpec, problem: tasks.Problem, repeat: int) -> tasks.Problem:
+    """The problem with what stands before it: exactly `prefix.tokens` tokens, fewer in a conversation's early turns."""
+    if spec.prefix is None:
+        return problem
+    miniature = models.get(spec.model).miniature
+    pieces = [_words(spec.request_seed(f"prefix/{owner}", 0), most, miniature)[:count]
+              for owner, most, count in _sharing(spec, problem.id, repeat)]
+    beginning = "".join(pieces) if miniature else " ".join(word for piece in pieces for word in piece)
+    return replace(problem, prompt=f"{beginning}\n{problem.prompt}")
+
+
+def _sharing(spec: RunSpec, problem_id: str, repeat: int) -> list[tuple[str, int, int]]:
+    """(whose words, how many there are, how many are used) of a request's prefix, in order."""
+    tokens, own = spec.prefix.tokens, f"{problem_id}/{repeat}"
+    template = min(TEMPLATE_TOKENS, tokens)
+    return {"unique": [(own, tokens, tokens)],
+            "template": [("", template, template), (own, tokens, tokens - template)],
+            "few_shot": [("", tokens, tokens)],
+            "samples": [(problem_id, tokens, tokens)],
+            "multi_turn": [(problem_id, tokens, tokens * (repeat + 1) // spec.repeats)]}[spec.prefix.kind]
+
+
+def _words(seed: int, tokens: int, miniature: bool) -> str | list[str]:
+    """`tokens` tokens of words: characters for the miniature, whose tokens they are, else words of one token each."""
+    words = np.random.default_rng(seed).choice(shapes.WORDS, tokens).tolist()
+    return (" ".join(words) + " ")[:tokens] if miniature else words
 
 
 def recorded_lengths(name: str) -> dict[tuple[str, int], dict]:
@@ -63,12 +106,20 @@ def lengths_path(name: str) -> Path:
 
 
 def _max_tokens(spec: RunSpec, lengths: dict | None, problem_id: str, repeat: int) -> int:
-    if lengths is None:
+    if lengths is None or spec.prefix is not None:
         return spec.sampling.budget
     if (problem_id, repeat) not in lengths:
         raise AsuError(f"lengths {spec.lengths} have no row for problem {problem_id}, repeat {repeat}",
                        "lower `problems` or `repeats` to what was recorded, or record more")
     return max(1, min(int(lengths[problem_id, repeat]["output_tokens"]), spec.sampling.budget))
+
+
+def _thinking_tokens(spec: RunSpec, lengths: dict | None, problem_id: str, repeat: int) -> int | None:
+    """How many of a replayed request's tokens were thinking when it was recorded; None where that is not known."""
+    if lengths is None or spec.prefix is not None or not spec.options.random_weights:
+        return None
+    recorded = lengths[problem_id, repeat].get("thinking_tokens")
+    return int(recorded) if recorded else None
 
 
 def _generated_problems(spec: RunSpec, lengths: dict) -> list[tasks.Problem]:
