@@ -96,3 +96,13 @@ def load_size(load: pd.Series) -> pd.Series:
 def hits(rows: pd.DataFrame) -> stats.Statistic:
     """Accuracy of rows of `metrics.derive`."""
     return stats.mean(rows.hit)
+
+
+def known_until(r: pd.DataFrame, curves: list[str]) -> float:
+    """Up to when the survivor curves of TTFVT, one per group of `curves`, are all known [s].
+
+    A curve whose last request is censored is known to there only, the others for good. r: of `metrics.derive`.
+    """
+    last = r.loc[r.groupby(curves).ttfvt_observed_s.idxmax()]
+    cut = last.ttfvt_observed_s[last.ttfvt_censored]
+    return float(last.ttfvt_observed_s.max() if cut.empty else cut.min())

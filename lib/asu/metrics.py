@@ -158,6 +158,25 @@ def running(requests: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
+def time_shares(requests: pd.DataFrame) -> pd.Series:
+    """Seconds of its run that each request took up, every moment parted equally among the requests in flight.
+
+    They add up to the run's time from the first sent to the last token, so that throughput and time per request are
+    sums over requests and can be paired by problem. A moment with nobody in flight goes to whoever is sent next.
+    """
+    shares = pd.Series(0.0, requests.index)
+    sent = requests[requests.sent_s.notna()]
+    for _, part in _parts(sent, _run_keys(sent)):
+        start, stop = part.sent_s.to_numpy(), last_known(part).to_numpy()
+        at, n = _steps(start, stop)
+        length, busy = np.diff(at), n[:-1] > 0
+        spent = np.concatenate([[0.0], np.cumsum(np.divide(length, n[:-1], out=np.zeros(len(length)), where=busy))])
+        begun, ended = np.searchsorted(at, start), np.searchsorted(at, stop)
+        waited = np.concatenate([[0.0], np.where(busy, 0.0, length)]) / np.bincount(begun, minlength=len(at)).clip(1)
+        shares[part.index] = spent[ended] - spent[begun] + waited[begun]
+    return shares
+
+
 def _parts(frame: pd.DataFrame, by: list[str]):
     """(labels as a dict, rows) per group; the whole frame where `by` is empty."""
     if not by:

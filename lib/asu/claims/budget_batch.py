@@ -6,7 +6,7 @@ import pandas as pd
 from asu import metrics, stats
 from asu.claims.core import SILENT, SMALL_POINTS, Claim, Range, number
 from asu.claims.paper import paper_budget_gains
-from asu.contrast import SETTINGS, contrast, hits, load_size, of_role, over_batches, over_problems
+from asu.contrast import SETTINGS, contrast, hits, known_until, load_size, of_role, over_batches, over_problems
 from asu.errors import AsuError
 from asu.stats import Estimate
 
@@ -76,13 +76,6 @@ def batch_tps_ratio(batches: pd.DataFrame, **options) -> Estimate:
                                   **options)
 
 
-def _known_until(r: pd.DataFrame) -> float:
-    """Up to when the survivor curves of TTFVT are known [s]: one whose last request is censored, to there only."""
-    last = r.loc[r.groupby(["pair", "at_once"]).ttfvt_observed_s.idxmax()]
-    cut = last.ttfvt_observed_s[last.ttfvt_censored]
-    return float(last.ttfvt_observed_s.max() if cut.empty else cut.min())
-
-
 @number("05.batch_ttfvt_ratio", "×", "batches", per_task=True)
 def batch_ttfvt_ratio(batches: pd.DataFrame, **options) -> Estimate:
     """Mean TTFVT at the largest batch size over that at the smallest, paired by problem.
@@ -91,7 +84,8 @@ def batch_ttfvt_ratio(batches: pd.DataFrame, **options) -> Estimate:
     both sides.
     """
     r, big, small = _sized(metrics.derive(batches))
-    until = {task: _known_until(part) for task, part in r[r.at_once.isin([big, small])].groupby("task")}
+    sized = r[r.at_once.isin([big, small])]
+    until = {task: known_until(part, ["pair", "at_once"]) for task, part in sized.groupby("task")}
 
     def make(rows: pd.DataFrame) -> stats.Statistic:
         return stats.km_mean(rows.ttfvt_observed_s, ~rows.ttfvt_censored, until=until[rows.task.iloc[0]])

@@ -1,0 +1,302 @@
+"""What an option changes: runs with it on against runs with it off, on the same problems with the same seeds, paired.
+
+An *arm* is the label that tells them apart (weights, kv_cache, prefix_caching, speculation, trial); everything else
+about two runs that are compared is equal. `trial` is the control: the same runs made again, which shows what no
+difference looks like on this machine.
+
+Intervals come from resampling the problems (for KV use: twentieths of both runs), the same on both sides. That holds
+what hangs on the problems, but not that the machine is faster in one minute than in the next, which moves all requests
+of a run together. Where the frame has the off runs made again, effects on time are widened by how far those are apart.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import pandas as pd
+from scipy import stats as scipy_stats
+
+from asu import metrics, stats
+from asu.contrast import SETTINGS, contrast, groups, known_until, kv_samples, over_problems
+from asu.errors import AsuError
+from asu.stats import Estimate
+
+CONTROL = "made again"  # how the arm `trial` is called in tables and figures
+SERVER = ["engine", "pair", "size", "role"]  # runs that share a server and its minute; each gives one distance
+
+COLUMNS = ["arm", "metric", "how", "off", "on", "value", "lo", "hi", "unit", "n", "note"]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One thing an option may change: on − off or on / off of what `of` makes from rows of one arm.
+
+    unit: that of the values on and off; rows: which frame they are made from (requests or samples); timed: whether the
+    machine's pace moves it.
+    """
+
+    name: str
+    title: str
+    how: str
+    unit: str
+    better: str
+    rows: str
+    of: Callable[[pd.DataFrame], stats.Statistic]
+    timed: bool = True
+
+    @property
+    def change(self) -> str:
+        """Unit of the effect itself."""
+        return self.unit if self.how == "difference" else "×"
+
+
+def _mean(rows: pd.DataFrame, column: str) -> stats.Statistic:
+    return stats.mean(rows[column])
+
+
+def _ttfvt(rows: pd.DataFrame) -> stats.Statistic:
+    return stats.km_mean(rows.ttfvt_observed_s, ~rows.ttfvt_censored, until=rows.until_s.iloc[0])
+
+
+def _tbt(rows: pd.DataFrame, phase: str) -> stats.Statistic:
+    return stats.ratio_of_sums(rows[f"{phase}_span_s"], rows[f"{phase}_gaps"])
+
+
+def _tps(rows: pd.DataFrame) -> stats.Statistic:
+    return stats.ratio_of_sums(rows.output_tokens, rows.share_s)
+
+
+def _time_per_request(rows: pd.DataFrame) -> stats.Statistic:
+    return stats.mean(rows.share_s)
+
+
+def _kv(rows: pd.DataFrame, which: str) -> stats.Statistic:
+    return metrics.kv_statistics(rows)[which]
+
+
+EFFECTS = {effect.name: effect for effect in (
+    Effect("accuracy", "Accuracy", "difference", "share", "higher", "requests", partial(_mean, column="hit"),
+           timed=False),
+    Effect("output_tokens", "Output tokens", "ratio", "tok", "", "requests", partial(_mean, column="output_tokens"),
+           timed=False),
+    Effect("e2e", "E2E", "ratio", "s", "lower", "requests", partial(_mean, column="e2e_s")),
+    Effect("ttft", "TTFT", "ratio", "s", "lower", "requests", partial(_mean, column="ttft_s")),
+    Effect("ttfvt", "TTFVT", "ratio", "s", "lower", "requests", _ttfvt),
+    Effect("tbt_thinking", "TBT, thinking", "ratio", "s", "lower", "requests", partial(_tbt, phase="thinking")),
+    Effect("tbt_answer", "TBT, answer", "ratio", "s", "lower", "requests", partial(_tbt, phase="answer")),
+    Effect("tps", "Throughput", "ratio", "tok/s", "higher", "requests", _tps),
+    Effect("time_per_request", "Time per request", "ratio", "s", "lower", "requests", _time_per_request),
+    Effect("kv_mean", "KV use, mean", "ratio", "share of pool", "", "samples", partial(_kv, which="mean")),
+    Effect("kv_peak", "KV use, peak", "ratio", "share of pool", "", "samples", partial(_kv, which="peak")),
+)}
+
+
+def named(on, arm: str) -> str:
+    """How a value of an arm is called in tables and figures."""
+    if arm == "trial":
+        return CONTROL if on == 1 else f"{CONTROL} ({on})"
+    return {True: "on", False: "off"}[bool(on)] if isinstance(on, bool | np.bool_) else str(on)
+
+
+def table(requests: pd.DataFrame, *, engine: pd.DataFrame | None = None, arm: str, off,
+          by: Sequence[str] = ("pair", "size", "role"), metrics: Iterable[str] | None = None,
+          events: pd.DataFrame | None = None, **options) -> pd.DataFrame:
+    """Every effect of every value of `arm` against `off`: one row per group of `by`, value and metric.
+
+    Columns: `by`, arm (the value that is on, as `named`), metric, how, off, on (the two values, mean over sets and
+    sizes, geometric for ratios), value, lo, hi, unit (of the effect), n (what was resampled), note (what is missing
+    and why). A group without grades has no row for accuracy. Effects on KV use need `engine`; with `events`, times
+    between tokens come from the stream's events, which matters where one event brings several tokens.
+    options: those of `stats.bootstrap`. AsuError where a run with the option on has none with it off to stand beside.
+    """
+    by, wanted = list(by), [EFFECTS[name] for name in _wanted(metrics, engine)]
+    _check(requests, arm, off, by)
+    apart, rows = _apart(requests, engine, events, arm, off), []
+    for key, part in requests.groupby(by, sort=False, dropna=False) if by else [((), requests)]:
+        label = dict(zip(by, key, strict=True))
+        for on in part.loc[part[arm] != off, arm].drop_duplicates():
+            pairs = _Pairs(part, engine, events, arm, on, off)
+            for effect in wanted:
+                found, note = _effect(effect, pairs, options)
+                row = _row(effect, pairs, _widened(found, effect, apart, pairs.servers), note)
+                rows += [] if row is None else [label | row]
+    return pd.DataFrame(rows, columns=[*by, *COLUMNS])
+
+
+def estimate(requests: pd.DataFrame, name: str, *, arm: str, on, off, engine: pd.DataFrame | None = None,
+             events: pd.DataFrame | None = None, **options) -> Estimate:
+    """One effect over all settings in the frame (sets, sizes, roles): their mean, geometric for a ratio.
+
+    Not known where nothing was graded, or no gauge read. Filter the frame for one role or size.
+    """
+    _check(requests, arm, off, [])
+    effect = EFFECTS[_wanted([name], engine)[0]]
+    pairs = _Pairs(requests, engine, events, arm, on, off)
+    found, _ = _effect(effect, pairs, options)
+    return _widened(found, effect, _apart(requests, engine, events, arm, off), pairs.servers)
+
+
+def _wanted(names: Iterable[str] | None, engine: pd.DataFrame | None) -> list[str]:
+    able = [name for name, effect in EFFECTS.items() if engine is not None or effect.rows != "samples"]
+    names = able if names is None else list(names)
+    unknown = [name for name in names if name not in EFFECTS]
+    if unknown:
+        raise AsuError(f"there is no effect on {', '.join(unknown)}", f"use some of: {', '.join(EFFECTS)}")
+    blind = [name for name in names if name not in able]
+    if blind:
+        raise AsuError(f"an effect on {', '.join(blind)} needs the engine's gauges", "pass engine=study.engine()")
+    return names
+
+
+def _check(requests: pd.DataFrame, arm: str, off, by: list[str]) -> None:
+    missing = [column for column in [arm, *by] if column not in requests]
+    if missing:
+        raise AsuError(f"the requests have no label {', '.join(missing)}",
+                       f"use some of: {', '.join(c for c in [*SETTINGS, 'role'] if c in requests)}")
+    if not (requests[arm] == off).any():
+        raise AsuError(f"no run has {arm} {off!r}, which the others are compared with",
+                       f"add it to the study; it has {', '.join(map(repr, requests[arm].unique().tolist()))}")
+
+
+class _Pairs:
+    """The rows of one comparison, on against off; each frame is made when the first effect asks for it."""
+
+    def __init__(self, requests: pd.DataFrame, engine: pd.DataFrame | None, events: pd.DataFrame | None, arm: str,
+                 on, off):
+        self.arm, self.on, self.off, self.events = arm, on, off, events
+        self.sent = self._both(requests)
+        self.engine = None if engine is None else engine[engine.run.isin(self.sent.run)]
+        if self.sent.empty:
+            raise AsuError(f"there is nothing to compare: no setting was run with {arm} {on} and with {arm} {off}",
+                           f"add runs so that both have the same {', '.join(_equal(requests, arm))}")
+        self._made: dict[str, tuple[pd.DataFrame, str]] = {}
+
+    @property
+    def servers(self) -> int:
+        """On how many servers the option was on."""
+        return max(1, len(self.sent[[key for key in SERVER if key in self.sent]].drop_duplicates()))
+
+    def rows(self, which: str) -> tuple[pd.DataFrame, str]:
+        """(rows, note) of "requests" or "samples": those of settings that have both arms."""
+        if which not in self._made:
+            self._made[which] = getattr(self, f"_{which}")()
+        return self._made[which]
+
+    def parts(self, rows: pd.DataFrame, of: Callable, combine: Callable) -> list[stats.Statistic]:
+        """One statistic per setting, the roles apart; none where there are no rows."""
+        found = []
+        for mask in groups(rows, ["role"]) if len(rows) else ():
+            found += [stats.on(mask, part) for part in contrast(rows[mask], self.arm, self.on, self.off, of,
+                                                                combine=combine)]
+        return found
+
+    def _both(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The rows of settings that have both arms, with `setting`, which is equal on both sides."""
+        frame = frame[frame[self.arm].isin([self.on, self.off])].reset_index(drop=True)
+        setting = frame.groupby(_equal(frame, self.arm), dropna=False, sort=False)
+        frame["setting"] = setting.ngroup()
+        return frame[setting[self.arm].transform("nunique") == 2].reset_index(drop=True)
+
+    def _requests(self) -> tuple[pd.DataFrame, str]:
+        r = metrics.derive(self.sent).assign(share_s=metrics.time_shares(self.sent))
+        pair = pd.MultiIndex.from_frame(r[["setting", "request_id"]])
+        lost = pair[~r.finished].unique()
+        r = self._both(r[~pair.isin(lost)])
+        until = {setting: known_until(part, [self.arm]) for setting, part in r.groupby("setting")}
+        r = _with_gaps(r, self.events).assign(until_s=r.setting.map(until))
+        return r, f"{len(lost)} requests failed on one side and are left out on both" if len(lost) else ""
+
+    def _samples(self) -> tuple[pd.DataFrame, str]:
+        samples = kv_samples(self.engine)
+        read = self._both(samples) if len(samples) else samples
+        known, asked = (frame.task.nunique() for frame in (read, self.sent))
+        return read, f"gauge read on {known} of {asked} sets" if known < asked else ""
+
+
+def _equal(frame: pd.DataFrame, arm: str) -> list[str]:
+    """Labels that two runs share which are compared by `arm`."""
+    return [key for key in [*SETTINGS, "role"] if key in frame and key != arm]
+
+
+def _with_gaps(r: pd.DataFrame, events: pd.DataFrame | None) -> pd.DataFrame:
+    """r with the time between tokens of each phase and the number of gaps it holds: <phase>_span_s, <phase>_gaps.
+
+    A phase without two tokens has no gap. From the requests alone the tokens of the phase's first event count as if
+    they had come one after the other.
+    """
+    if events is None:
+        gaps = {"thinking": r.thinking_tokens - r.visible_s.isna(), "answer": r.answer_tokens - 1}
+        known = {phase: r[f"tbt_{phase}_s"].notna() for phase in gaps}
+        return r.assign(**{f"{phase}_gaps": gaps[phase].where(known[phase], 0) for phase in gaps},
+                        **{f"{phase}_span_s": (r[f"tbt_{phase}_s"] * gaps[phase]).fillna(0) for phase in gaps})
+    gaps = metrics.tbt(events, r)
+    sums = gaps.assign(span_s=gaps.gap_s * gaps.tokens).groupby(["run", "request_id", "phase"])[["span_s", "tokens"]]
+    sums = sums.sum().rename(columns={"tokens": "gaps"}).unstack("phase")
+    sums.columns = [f"{phase}_{what}" for what, phase in sums.columns]
+    wanted = [f"{phase}_{what}" for phase in ("thinking", "answer") for what in ("span_s", "gaps")]
+    return r.join(sums.reindex(columns=wanted), on=["run", "request_id"]).fillna(dict.fromkeys(wanted, 0.0))
+
+
+def _combined(effect: Effect, parts: list[stats.Statistic]) -> stats.Statistic:
+    return (stats.average if effect.how == "difference" else stats.geometric_mean)(parts)
+
+
+def _value(statistic: stats.Statistic, rows: pd.DataFrame) -> float:
+    return float(statistic(np.ones((1, len(rows))))[0])
+
+
+def _changes(effect: Effect, pairs: _Pairs) -> tuple[pd.DataFrame, stats.Statistic | None, str]:
+    """(rows, the effect over all settings, note); no statistic where there is nothing to make it from."""
+    rows, note = pairs.rows(effect.rows)
+    parts = pairs.parts(rows, effect.of, stats.difference if effect.how == "difference" else stats.ratio)
+    return rows, _combined(effect, parts) if parts else None, note
+
+
+def _effect(effect: Effect, pairs: _Pairs, options: dict) -> tuple[Estimate, str]:
+    """The effect over all settings with the interval of what it hangs on in the runs, and a note."""
+    rows, change, note = _changes(effect, pairs)
+    if change is None:
+        return Estimate(np.nan, unit=effect.change), note
+    if effect.rows == "requests":
+        bounds = (-1, 1) if effect.unit == "share" else None
+        return over_problems(rows, change, unit=effect.change, bounds=bounds, **options), note
+    units = rows[["setting", "block"]]
+    return stats.bootstrap(change, units, strata=rows.setting, unit=effect.change, **options), note
+
+
+def _apart(requests: pd.DataFrame, engine, events, arm: str, off) -> list[_Pairs]:
+    """The off runs against the same made again, server by server; none where they were made once."""
+    if arm == "trial" or "trial" not in requests:
+        return []
+    plain = requests[requests[arm] == off]
+    servers = plain.groupby([key for key in SERVER if key in plain], dropna=False, sort=False)
+    return [_Pairs(part, engine, events, "trial", 1, 0) for _, part in servers if {0, 1} <= set(part.trial)]
+
+
+def _widened(found: Estimate, effect: Effect, apart: list[_Pairs], servers: int) -> Estimate:
+    """`found` with the machine's own changes of pace added, as a variance, to its interval.
+
+    They are the root mean square of ln(made again / off) over servers, with as many degrees of freedom; the mean over
+    `servers` of them has that over √servers. An effect on no time, or without a control, stays as it is.
+    """
+    if not (effect.timed and apart and found.has_interval):
+        return found
+    again = [_value(change, rows) for rows, change, _ in (_changes(effect, pairs) for pairs in apart) if change]
+    logs = np.log([ratio for ratio in again if ratio > 0])
+    if not len(logs):
+        return found
+    pace = np.sqrt(np.mean(logs**2) / servers) * scipy_stats.t.ppf((1 + stats.LEVEL) / 2, len(logs))
+    low, high = (np.hypot(np.log(found.value / end), pace) for end in (found.lo, found.hi))
+    return replace(found, lo=float(found.value * np.exp(-low)), hi=float(found.value * np.exp(high)))
+
+
+def _row(effect: Effect, pairs: _Pairs, found: Estimate, note: str) -> dict | None:
+    """One row of the table; none for the accuracy of ungraded requests."""
+    if effect.name == "accuracy" and not found.known:
+        return None
+    rows, _ = pairs.rows(effect.rows)
+    off, on = (_value(_combined(effect, parts), rows) if (parts := pairs.parts(
+        rows, effect.of, lambda on, off, wanted=wanted: (off, on)[wanted])) else np.nan for wanted in (0, 1))
+    return {"arm": named(pairs.on, pairs.arm), "metric": effect.name, "how": effect.how, "off": off, "on": on,
+            **found.as_dict(), "note": note or ("" if found.known else "no such tokens")}
