@@ -55,6 +55,11 @@ class Monitor:
         spoken = [name for name in SPECULATION if any(name in row for row in rows)]
         return pd.DataFrame(rows, columns=ENGINE + spoken, dtype=float)
 
+    def read_engine(self) -> None:
+        """One sample of the engine now, beside those at intervals."""
+        row = self._poll()
+        self._engine_rows.append({"t_s": self.clock.now()} | row)
+
     def host_frame(self) -> pd.DataFrame:
         """Host samples so far: the engine's processes' share of all cores and memory, the visible GPUs' counters."""
         return pd.DataFrame(self._host_rows[:], columns=HOST, dtype=float)

@@ -242,6 +242,8 @@ class Session:
             beside = [asyncio.create_task(task) for task in (self._keep_gauges(), self._watch_health())]
             try:
                 await asyncio.wait({dispatching, self.failure}, return_when=asyncio.FIRST_COMPLETED)
+                if not self.failure.done():
+                    await asyncio.to_thread(self.monitor.read_engine)  # counters since the last poll: hits, drafts
             finally:
                 for task in (dispatching, *beside):
                     task.cancel()
