@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from asu import effects, metrics
+from asu import effects, metrics, plots
 from asu.errors import AsuError
 
 FEW = {"n_boot": 200}
@@ -178,3 +178,24 @@ def test_values_of_an_arm_have_names():
     assert effects.named(True, "prefix_caching") == "on" and effects.named(np.False_, "prefix_caching") == "off"
     assert effects.named("ngram4", "speculation") == "ngram4"
     assert effects.named(1, "trial") == "made again" and effects.named(2, "trial") == "made again (2)"
+
+
+def test_the_forest_has_a_panel_per_metric_and_the_control_on_top():
+    again = [run(role, task, trial=1) for role in ("RLLM", "LLM") for task in ("mini-easy", "mini-medium")]
+    frame = pd.concat([both(pace=0.5), *again], ignore_index=True)
+    table = pd.concat([effects.table(frame, arm=arm, off=off, engine=gauges(frame[frame.role == "RLLM"], lambda _: 0.5),
+                                     **FEW) for arm, off in (("kv_cache", "bf16"), ("trial", 0))])
+    theirs = pd.DataFrame([{"arm": "fp8_e4m3", "metric": "tps", "value": 1.1}])
+    figure = plots.effects(table, paper=theirs)
+    assert len(figure.axes) == len(effects.EFFECTS)
+    accuracy, throughput = figure.axes[0], figure.axes[list(effects.EFFECTS).index("tps")]
+    assert [label.get_text() for label in accuracy.get_yticklabels()] == ["4M made again", "4M fp8_e4m3"]
+    drawn = [line.get_xdata()[0] for line in throughput.lines]
+    assert sum(x == pytest.approx(2) for x in drawn) == 2 and 1.1 in drawn
+    gaps = [text.get_text() for ax in figure.axes for text in ax.texts]
+    assert gaps.count("gauge read on 0 of 2 sets") == 4 and gaps.count("no such tokens") == 2
+
+
+def test_the_forest_needs_rows():
+    with pytest.raises(AsuError, match="figure effects: its frame has no rows"):
+        plots.effects(effects.table(both(), arm="kv_cache", off="bf16", **FEW).iloc[:0])

@@ -5,6 +5,7 @@ Frames carry the columns of `Study` (task, pair, role, load, budget, ...). A sum
 columns as the measured frame, without an interval.
 """
 
+from asu.plots.effects import effects
 from asu.plots.pilot import (
     PAPER_RUNNING,
     accuracy_by_level,
@@ -34,6 +35,7 @@ __all__ = [
     "budget_curve",
     "claims_picture",
     "domain_preference",
+    "effects",
     "kv_summary",
     "kv_use_over_time",
     "length_by_outcome",
