@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from asu.claims import budget_batch, domain, kv_cache, running_time, stragglers
+from asu.claims import budget_batch, domain, honesty, kv_cache, running_time, stragglers
 from asu.claims.core import NOTEBOOKS, NUMBERS, Claim, Number, Range, measure
 from asu.claims.paper import (
     KNOWLEDGE,
@@ -18,15 +18,17 @@ from asu.claims.paper import (
     paper,
     paper_budget_gain,
     paper_difference,
+    paper_effects,
     paper_ratio,
 )
 from asu.stats import Estimate
 
 __all__ = ["CLAIMS", "KNOWLEDGE", "NOTEBOOKS", "NUMBERS", "PAPER", "SETS", "Claim", "Estimate", "Number", "Range",
-           "beside_paper", "decide", "measure", "paper", "paper_budget_gain", "paper_difference", "paper_ratio"]
+           "beside_paper", "decide", "measure", "paper", "paper_budget_gain", "paper_difference",
+           "paper_effects", "paper_ratio"]
 
 CLAIMS = [claim for module in (
-    kv_cache, stragglers, running_time, domain, budget_batch,
+    kv_cache, stragglers, running_time, domain, budget_batch, honesty,
 ) for claim in module.CLAIMS]
 
 

@@ -21,13 +21,18 @@ KNOWLEDGE = {"GPQA"}
 
 
 def _paper() -> pd.DataFrame:
-    """One row per number; `budget` [tokens] and `t_s` [s since the batch was sent] only where the number has one."""
+    """One row per number; `budget` [tokens] and `t_s` [s since the batch was sent] only where the number has one.
+
+    `variant` is what an optimisation was set to ("" in the pilot study). Quantities of sections 5 and 6 are named
+    <optimisation>.<metric>; their seconds are those of one pass over the set.
+    """
     names, ends = ["GSM8K", "MATH-500", "AIME-2024", "GPQA"], ["RLLM", "LLM"]
     rows = []
 
-    def add(quantity, unit, size, role, values, *, budget=np.nan, t_s=np.nan, source="figure", sets=names):
-        rows.extend({"quantity": quantity, "size": size, "role": role, "set": name, "budget": budget, "t_s": t_s,
-                     "value": value, "unit": unit, "source": source}
+    def add(quantity, unit, size, role, values, *, budget=np.nan, t_s=np.nan, variant="", source="figure",
+            sets=names):
+        rows.extend({"quantity": quantity, "size": size, "role": role, "set": name, "variant": variant,
+                     "budget": budget, "t_s": t_s, "value": value, "unit": unit, "source": source}
                     for name, value in zip(sets, values, strict=True))
 
     for role, peaks in zip(ends, [(0.021, 0.041, 0.127, 0.187), (0.012, 0.020, 0.037, 0.023)], strict=True):
@@ -43,6 +48,8 @@ def _paper() -> pd.DataFrame:
     add("problems", "", "all", "both", [100, 100, 30, 100], source="released client")
     # 2 of 16 requests left from 80 s to beyond 200 s, the end of the axis: at least 120 s of 200 s
     add("straggler_share", "share", "7B", "RLLM", [0.6], source="figure, inferred", sets=["MATH-500"])
+    # tokens its client counted, against throughput times time, with n-gram speculation: so many times too few
+    add("tokens_per_event", "×", "7B", "RLLM", [1.6, 1.75], source="figure, inferred", sets=["least", "most"])
     # of 16 sent at once; the RLLM's last point of a set is the end of the axis, not the end of the batch
     for name, role, points in [("MATH-500", "RLLM", [(0, 16), (50, 4), (80, 2), (200, 2)]),
                                ("MATH-500", "LLM", [(0, 16), (10, 1)]),
@@ -60,7 +67,49 @@ def _paper() -> pd.DataFrame:
     for size, lines in by_budget.items():
         for budget, *shares in zip(budgets, *(line.split() for line in lines), strict=True):
             add("accuracy_by_budget", "share", size, "RLLM", [float(s) / 100 for s in shares], budget=budget)
+    _optimisations(add)
     return pd.DataFrame(rows)
+
+
+# Sections 5 and 6: optimisation, size, token budget, and per variant and metric GSM8K, MATH-500, AIME-2024, GPQA.
+_UNITS = {"accuracy": "share", "seconds": "s", "tps": "tok/s", "ttfvt": "s"}
+_OPTIMISATIONS = [
+    ("weights", "7B", {"original": {
+        "accuracy": [0.877, 0.610, 0.222, 0.163], "seconds": [115, 356, 145, 490], "tps": [532, 808, 811, 776],
+        "ttfvt": [5.2, 10.8, 49.6, 40.3]}}),
+    ("kv_quant", "14B", {
+        "original": {"accuracy": [0.863, 0.600, 0.278, 0.153], "seconds": [161, 507, 191, 648],
+                     "tps": [400, 389, 595, 581]},
+        "e4m3": {"accuracy": [0.873, 0.630, 0.267, 0.150], "seconds": [137, 457, 180, 602],
+                 "tps": [466, 418, 641, 631]},
+        "e5m2": {"accuracy": [0.823, 0.593, 0.267, 0.157], "seconds": [161, 466, 183, 618],
+                 "tps": [391, 395, 632, 608]}}),
+    ("prefix", "32B", {
+        "on": {"accuracy": [0.927, 0.610, 0.256, 0.190], "seconds": [150, 930, 309, 1065], "tps": [327, 197, 380, 350],
+               "ttfvt": [5.9, 44.8, 113.6, 83.1]},
+        "off": {"accuracy": [0.907, 0.663, 0.256, 0.217], "seconds": [147, 889, 303, 1045],
+                "tps": [325, 202, 389, 353], "ttfvt": [5.5, 44.6, 111.2, 74.0]}}),
+    ("spec", "7B", {"ngram4": {
+        "accuracy": [0.823, 0.620, 0.189, 0.150], "seconds": [92, 506, 289, 1013], "tps": [380, 228, 249, 240],
+        "ttfvt": [3.9, 30.2, 84.3, 86.0]}}),
+]
+
+
+def _optimisations(add) -> None:
+    """Enter the numbers of sections 5 and 6; all of section 5's are of reasoning models, at 4,096 tokens."""
+    for optimisation, size, variants in _OPTIMISATIONS:
+        for variant, measured in variants.items():
+            for metric, values in measured.items():
+                add(f"{optimisation}.{metric}", _UNITS[metric], size, "RLLM", values, variant=variant, budget=4096)
+    for variant, lost in (("gptq, least", 0.15), ("gptq, most", 0.25)):
+        add("weights.accuracy_loss", "share", "all", "RLLM", [lost], variant=variant, source="text",
+            sets=["AIME-2024"])
+    for variant in ("awq", "bnb4"):
+        add("weights.e2e_ratio", "×", "all", "RLLM", [2.0], variant=variant, source="text, at most", sets=["all"])
+        add("weights.tps_ratio", "×", "all", "RLLM", [0.5], variant=variant, source="text, at least", sets=["all"])
+    for variant, running in (("typical, least", 40), ("typical, most", 100), ("most", 170)):
+        add("load.running", "", "14B", "RLLM", [running] * 2, variant=variant, sets=["MATH-500", "ShareGPT"])
+    add("load.running", "", "14B", "LLM", [48, 57], variant="most", sets=["MATH-500", "ShareGPT"])
 
 
 PAPER = _paper()
@@ -105,6 +154,24 @@ def paper_budget_gain(tasks: Iterable[str]) -> pd.Series:
     """The paper's accuracy at 20,480 tokens minus that at 8,192, mean of its two sizes, one value per task."""
     gains = paper_budget_gains().groupby("set").mean()
     return pd.Series({task: gains[SETS[task]] for task in tasks if SETS.get(task) in gains})
+
+
+def paper_effects(optimisation: str, off: str, arms: Mapping[str, str]) -> pd.DataFrame:
+    """What switching an optimisation on changed in the paper, as `plots.effects` marks it: arm, metric, set, value.
+
+    off: the variant that is off; arms: what each other variant is called here, {"e4m3": "fp8_e4m3"}. Accuracy as a
+    difference, tps, ttfvt and time_per_request as ratios; one row per set.
+    """
+    found = PAPER[PAPER.quantity.str.startswith(f"{optimisation}.")]
+    wide = found.pivot(index=["quantity", "set"], columns="variant", values="value")
+    names = {"accuracy": "accuracy", "tps": "tps", "ttfvt": "ttfvt", "seconds": "time_per_request"}
+    rows = []
+    for (quantity, name), values in wide.iterrows():
+        metric = names[quantity.split(".")[1]]
+        for variant, arm in arms.items():
+            change = values[variant] - values[off] if metric == "accuracy" else values[variant] / values[off]
+            rows.append({"arm": arm, "metric": metric, "set": name, "value": change})
+    return pd.DataFrame(rows)
 
 
 def by_set(quantity: str, **where) -> pd.Series:
