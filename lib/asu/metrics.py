@@ -118,17 +118,29 @@ def window_s(requests: pd.DataFrame) -> float:
 
 @dataclass(frozen=True)
 class SLO:
-    """What one request must meet to count as good: time to the first visible token, mean answer-phase TBT [s]."""
+    """What one request must meet to count as good: time to the first visible token, mean answer-phase TBT [s].
+
+    Infinite: whatever it takes. AsuError for a limit that is no time.
+    """
 
     ttfvt_s: float
     tbt_s: float
 
+    def __post_init__(self):
+        if not (self.ttfvt_s >= 0 and self.tbt_s >= 0):
+            raise AsuError(f"an SLO of {self.ttfvt_s} s to the first visible token and {self.tbt_s} s between tokens",
+                           "give both as seconds, 0 or more")
+
+
+def met(requests: pd.DataFrame, slo: SLO) -> pd.Series:
+    """Whether each request met all of `slo`; never visible is a miss, as is a failure; one token has no TBT."""
+    r = derive(requests)
+    return r.finished & (r.ttfvt_s <= slo.ttfvt_s) & ~(r.tbt_answer_s > slo.tbt_s)
+
 
 def goodput(requests: pd.DataFrame, slo: SLO) -> float:
-    """Requests per second [1/s] that met all of `slo`; never visible is a miss, a one-token answer has no TBT."""
-    r = derive(requests)
-    good = r.finished & (r.ttfvt_s <= slo.ttfvt_s) & ~(r.tbt_answer_s > slo.tbt_s)
-    return float(good.sum()) / window_s(requests)
+    """Requests per second [1/s] of the run's whole duration that met all of `slo`."""
+    return float(met(requests, slo).sum()) / window_s(requests)
 
 
 # --- requests in flight, stragglers --------------------------------------------------------------------------------
