@@ -5,7 +5,11 @@ the released client of the reproduced paper would have measured. Everything down
 distance between them is the flaw's alone. What a flaw does not touch is not computed again.
 """
 
+import asyncio
+import socket
+import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,6 +19,7 @@ import pandas as pd
 from asu import metrics, stats, tasks
 from asu.errors import AsuError
 from asu.stats import Estimate
+from asu.study import Study
 from asu.tasks import released
 
 Sides = tuple[pd.DataFrame, pd.DataFrame]  # requests measured honestly, and as released
@@ -55,6 +60,7 @@ HEADLINES = {
     "accuracy": _registered("accuracy", "accuracy", "difference"),
     "wrong": _registered("wrong", "called wrong", "difference"),
     "straggler_share": _registered("straggler_share", "straggler share", "difference"),
+    "idle_share": _registered("idle_share", "idle slots", "difference"),
 }
 
 
@@ -150,7 +156,8 @@ def in_chunks(requests: pd.DataFrame, events: pd.DataFrame) -> pd.DataFrame:
                           ).drop(columns=["thinking_events", "answer_events"])
 
 
-@flaw("chunks", "a token is a stream event", "adds one token per event of the stream, whatever the event holds", *COUNTS)
+@flaw("chunks", "a token is a stream event", "adds one token per event of the stream, whatever the event holds",
+      *COUNTS)
 def chunks(requests: pd.DataFrame, events: pd.DataFrame | None, assumed: Assumed) -> Sides:
     if events is None:
         raise AsuError("counting stream events needs the events", "pass events=study.events()")
@@ -183,14 +190,14 @@ def tbt_as_released(requests: pd.DataFrame, events: pd.DataFrame | None, assumed
     return requests, requests.assign(first_s=requests.visible_s, last_s=requests.end_s)
 
 
-@flaw("survivors", "TTFVT of survivors only", "averages over requests that showed a visible token, and forgets the rest",
-      "ttfvt")
+@flaw("survivors", "TTFVT of survivors only",
+      "averages over requests that showed a visible token, and forgets the rest", "ttfvt")
 def survivors(requests: pd.DataFrame, events: pd.DataFrame | None, assumed: Assumed) -> Sides:
     return requests, requests[requests.visible_s.notna()]
 
 
 @flaw("barrier", "batches with a barrier", "sends a batch when the slowest request of the last one has ended",
-      "tps", "rps", "time", "ttft", "ttfvt", "tbt", "e2e", "kv_mean", "straggler_share")
+      "tps", "rps", "time", "ttft", "ttfvt", "tbt", "e2e", "kv_mean", "straggler_share", "idle_share")
 def barrier(requests: pd.DataFrame, events: pd.DataFrame | None, assumed: Assumed) -> Sides:
     return requests[requests.batch < 0], requests[requests.batch >= 0]
 
@@ -269,6 +276,35 @@ def _words(task: str) -> dict[str, int]:
         return {problem.id: len(problem.prompt.split()) for problem in tasks.get(task).problems()}
     except AsuError:  # a set of the hub that is not in the cache; random weights do not need it
         return {}
+
+
+def published(records: str, **labels) -> Study:
+    """The runs in data/runs/<records> with these labels: published("h200-smoke", engine="lmdeploy")."""
+    everything = Study.of([], records=records)
+    return Study.of([spec for spec, _ in everything.store.history()], records=records).where(**labels)
+
+
+def server_down(requests: int = 1000, at_once: int = 16) -> pd.Series:
+    """What counting failures reports where no server listens: every connection refused, batch after batch.
+
+    requests, refused, seconds; rps as the released client has it, from this machine's refusals. An HTTP client spends
+    more time on each, so its number is lower; the honest one is 0 in any case.
+    """
+    with ThreadPoolExecutor(1) as pool:  # a notebook's own thread has an event loop already
+        refused, seconds = pool.submit(asyncio.run, _refusals(requests, at_once)).result()
+    return pd.Series({"requests": requests, "refused": refused, "seconds": seconds, "rps": requests / seconds})
+
+
+async def _refusals(requests: int, at_once: int) -> tuple[int, float]:
+    """(connections refused, seconds) at a port that is bound, so that nobody else has it, but does not listen."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        began, refused = time.monotonic(), 0
+        for start in range(0, requests, at_once):
+            tries = [asyncio.open_connection(*bound.getsockname()) for _ in range(min(at_once, requests - start))]
+            refused += sum(isinstance(found, ConnectionRefusedError)
+                           for found in await asyncio.gather(*tries, return_exceptions=True))
+        return refused, time.monotonic() - began
 
 
 # --- flaw by flaw --------------------------------------------------------------------------------------------------
