@@ -1,0 +1,159 @@
+"""10: real-world workload. Intervals from resampled stretches of arrivals, or twentieths of a run for the gauges.
+
+Frames: `engine`, gauges of the twins under one load, at an equal rate; `equal_work`, the same with the LLM at a rate
+that offers as many tokens; `calm` and `bursts`, requests of one model at one nominal rate, arrivals of low and of high
+CV; `verdicts`, of `traffic.verdicts`. Gauges count over the whole run, idle moments included: a service that is idle
+most of the time uses little.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from asu import metrics, stats, traffic
+from asu.claims.core import MATERIAL_RATIO, SILENT, Claim, Range, number
+from asu.claims.paper import paper
+from asu.contrast import over_blocks
+from asu.errors import AsuError
+from asu.stats import Estimate
+
+
+def _twins(engine: pd.DataFrame, of, combine, **options) -> Estimate:
+    """combine(RLLM, LLM) of a statistic of gauge samples, whatever the load of each."""
+    samples = traffic.samples(engine)
+    sides = [(samples.role == role).to_numpy() for role in ("RLLM", "LLM")]
+    if not all(side.any() for side in sides):
+        return Estimate(np.nan)  # a run over before its gauge was read twice
+    return over_blocks(samples, combine(*(stats.on(side, of(samples[side])) for side in sides)), **options)
+
+
+def _kv_mean(samples: pd.DataFrame) -> stats.Statistic:
+    return metrics.kv_statistics(samples)["mean"]
+
+
+def _share(name: str):
+    return metrics.METRICS[name].statistic
+
+
+@number("10.kv_mean_ratio", "×", "engine")
+def kv_mean_ratio(engine: pd.DataFrame, **options) -> Estimate:
+    """Time-weighted mean KV use at an equal rate, RLLM over LLM."""
+    return _twins(engine, _kv_mean, stats.ratio, **options)
+
+
+@number("10.kv_mean_ratio_equal_work", "×", "equal_work")
+def kv_mean_ratio_equal_work(engine: pd.DataFrame, **options) -> Estimate:
+    """Time-weighted mean KV use at equal tokens offered per second, RLLM over LLM."""
+    return _twins(engine, _kv_mean, stats.ratio, **options)
+
+
+@number("10.kv_mean_rllm", "share of pool", "engine")
+def kv_mean_rllm(engine: pd.DataFrame, **options) -> Estimate:
+    """Time-weighted mean KV use of the RLLM."""
+    samples = traffic.samples(engine[engine.role == "RLLM"])
+    return over_blocks(samples, _kv_mean(samples), **options)
+
+
+@number("10.full_difference", "share", "engine")
+def full_difference(engine: pd.DataFrame, **options) -> Estimate:
+    """Share of time with a full KV pool at an equal rate, RLLM − LLM."""
+    return _twins(engine, _share("kv_full_share"), stats.difference, **options)
+
+
+@number("10.waiting_difference", "share", "engine")
+def waiting_difference(engine: pd.DataFrame, **options) -> Estimate:
+    """Share of time with requests waiting at an equal rate, RLLM − LLM."""
+    return _twins(engine, _share("waiting_share"), stats.difference, **options)
+
+
+@number("10.waiting_difference_equal_work", "share", "equal_work")
+def waiting_difference_equal_work(engine: pd.DataFrame, **options) -> Estimate:
+    """Share of time with requests waiting at equal tokens offered per second, RLLM − LLM."""
+    return _twins(engine, _share("waiting_share"), stats.difference, **options)
+
+
+def _wait_ratio(calm: pd.DataFrame, bursts: pd.DataFrame, of, **options) -> Estimate:
+    """A statistic of derived requests under bursts over that of calm arrivals; stretches resampled on both sides."""
+    if set(calm.run) & set(bursts.run):
+        raise AsuError("calm and bursts are the same run", "give the runs with the lowest and the highest CV")
+    r = traffic.stretches(pd.concat([calm, bursts], ignore_index=True))
+    r = r[r.finished].reset_index(drop=True)
+    sides = [r.run.isin(side.run).to_numpy() for side in (bursts, calm)]
+    return traffic.over_stretches(r, stats.ratio(*(stats.on(side, of(r[side])) for side in sides)), **options)
+
+
+def _ttft(q: float):
+    return lambda rows: stats.quantile(rows.ttft_s, q)
+
+
+def _ttfvt(q: float):
+    return lambda rows: stats.km_quantile(rows.ttfvt_observed_s, ~rows.ttfvt_censored, q)
+
+
+@number("10.burst_ttft_p99", "×", "calm", "bursts")
+def burst_ttft_p99(calm: pd.DataFrame, bursts: pd.DataFrame, **options) -> Estimate:
+    """TTFT, p99, of the burstiest arrivals over that of the calmest at one nominal rate, RLLM."""
+    return _wait_ratio(calm, bursts, _ttft(0.99), **options)
+
+
+@number("10.burst_ttfvt_p99", "×", "calm", "bursts")
+def burst_ttfvt_p99(calm: pd.DataFrame, bursts: pd.DataFrame, **options) -> Estimate:
+    """TTFVT, p99, of the burstiest arrivals over that of the calmest at one nominal rate, RLLM."""
+    return _wait_ratio(calm, bursts, _ttfvt(0.99), **options)
+
+
+@number("10.burst_ttfvt_p50", "×", "calm", "bursts")
+def burst_ttfvt_p50(calm: pd.DataFrame, bursts: pd.DataFrame, **options) -> Estimate:
+    """TTFVT, median, of the burstiest arrivals over that of the calmest at one nominal rate, RLLM."""
+    return _wait_ratio(calm, bursts, _ttfvt(0.5), **options)
+
+
+@number("10.verdicts_kept", "share", "verdicts")
+def verdicts_kept(verdicts: pd.DataFrame, n_boot: int = stats.DRAWS) -> Estimate:
+    """Verdicts decided under a steady load and under bursts that are the same, share of options and waits."""
+    decided = verdicts.kept.dropna()
+    return stats.wilson(int(decided.sum()), len(decided))
+
+
+def guidance(numbers: Mapping[str, Estimate | Mapping | float]) -> str:
+    """One sentence for who sizes a service; needs 10.knee and 10.capacity beside the measured numbers."""
+    knee, capacity, tail, kept = (Estimate.of(numbers.get(f"10.{name}")) for name in (
+        "knee", "capacity", "burst_ttfvt_p99", "verdicts_kept"))
+    if np.isfinite(knee.value) and capacity.known:
+        plan = (f"Admit at most {knee.value:.3g} requests per second to this engine, "
+                f"{knee.value / capacity.value:.0%} of the {capacity.value:.3g} it finishes with as many in flight as "
+                "it takes, if 95 % of users are to be served in time")
+    else:
+        plan = "Measure goodput at more rates before admitting traffic: the knee lies outside those measured here"
+    if tail.has_interval and tail.lo > 1:
+        bursts = f"leave room for bursts: the slowest percent then waits {tail.value:.2g} × as long for a visible token"
+    elif tail.has_interval and tail.hi <= 1:
+        bursts = "bursts as strong as these did not lengthen the slowest percent's wait for a visible token"
+    else:
+        bursts = "how much longer bursts make the slowest percent wait is not decided by runs this short"
+    if kept.has_interval and kept.lo > 0.5:
+        options = "optimisations may be chosen under a steady load"
+    else:
+        options = "choose optimisations under the traffic they are meant for, since steady load does not vouch for it"
+    return f"{plan}; {bursts}; {options}. (One machine, one model, about a minute of traffic per rate at most.)"
+
+
+_THEIRS = paper("kv_mean", size="14B").pivot(index="set", columns="role", values="value").eval("RLLM / LLM")
+
+CLAIMS = [
+    Claim("load.kv", "At an equal rate of traffic a reasoning model keeps far more of the KV cache in use than a plain "
+          "one.", "10.kv_mean_ratio", Range(lo=MATERIAL_RATIO),
+          "mean use RLLM/LLM 56.6/13.2 % on MATH-500, 64.2/18.1 % on ShareGPT, 14B [figure]",
+          float(_THEIRS["MATH-500"])),
+    Claim("load.full", "A reasoning model keeps the KV pool full for long spells, its plain twin does not.",
+          "10.full_difference", Range(lo=0), SILENT),
+    Claim("load.waiting", "A reasoning model's requests have to wait for room, its plain twin's do not.",
+          "10.waiting_difference", Range(lo=0), SILENT),
+    Claim("load.work", "At equal work offered, in tokens per second, a reasoning model still uses more KV cache.",
+          "10.kv_mean_ratio_equal_work", Range(lo=MATERIAL_RATIO), "not asked by the paper"),
+    Claim("load.bursts", "Bursts make the slowest percent wait longer for the first visible token, at an equal rate.",
+          "10.burst_ttfvt_p99", Range(lo=1), "not asked by the paper"),
+    Claim("load.options", "Optimisations are judged under bursts as they are under a steady load.",
+          "10.verdicts_kept", Range(lo=0.5), "hardly retested by the paper"),
+]

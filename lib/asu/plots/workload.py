@@ -1,0 +1,180 @@
+"""Real traffic: queue and KV use over time, waits against rate and burstiness, goodput and its knee, options."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+from asu import style
+from asu.effects import EFFECTS
+from asu.plots.core import from_zero, legend, line, need, role_handles, share_axis
+from asu.stats import Estimate
+from asu.traffic import KNEE
+
+_SHARES = {0.5: ("median", "#5E3C99", "o", "-"), 0.9: ("90th percentile", "#009E73", "s", "--"),
+           0.99: ("99th percentile", "#D55E00", "^", "-.")}
+_WAITS = {"queue": "server's queue [s]", "ttft": "TTFT [s]", "ttfvt": "TTFVT [s]"}
+
+
+@style.styled
+def traffic_over_time(engine: pd.DataFrame, paper: pd.DataFrame | None = None) -> Figure:
+    """KV use (above) and requests running, with the waiting on top (below), against time: a column per `panel`.
+
+    engine: panel (its title), role, run, t_s, kv_use, running, waiting; paper: role, value (mean KV use, share), as
+    faint lines across the panels of that role.
+    """
+    need(engine, ["panel", "role", "run", "t_s", "kv_use", "running", "waiting"], "traffic_over_time")
+    panels = list(dict.fromkeys(engine["panel"]))
+    figure = Figure(figsize=(style.WIDTH, 4.0), layout="constrained")
+    axes = figure.subplots(2, len(panels), sharex="col", sharey="row", squeeze=False)
+    for column, panel in enumerate(panels):
+        (kv, queue), here = axes[:, column], engine[engine["panel"] == panel].dropna(subset=["kv_use"])
+        for (role, _), run in here.groupby(["role", "run"]):
+            run = run.sort_values("t_s")
+            kv.plot(run["t_s"], run["kv_use"], **line(role, linewidth=1.3))
+            queue.fill_between(run["t_s"], run["running"], run["running"] + run["waiting"], step="post",
+                               color=style.FAINT, alpha=0.6, linewidth=0)
+            queue.plot(run["t_s"], run["running"], drawstyle="steps-post", **line(role, linewidth=1.3))
+            for theirs in paper[paper["role"] == role]["value"] if paper is not None else ():
+                kv.axhline(theirs, color=style.INK, linewidth=0.8, linestyle=":")
+        kv.set_title(panel)
+        kv.set(ylim=(0, 1.04), xlim=(0, None))
+        share_axis(kv)
+        queue.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        queue.set_xlabel("time since start [s]")
+    axes[0, 0].set_ylabel("KV cache in use [%]")
+    axes[1, 0].set_ylabel("requests")
+    from_zero(axes[1])
+    handles = [*role_handles(engine["role"], marker=False), Patch(facecolor=style.FAINT, alpha=0.6, label="waiting")]
+    if paper is not None:
+        handles.append(Line2D([], [], color=style.INK, linewidth=0.8, linestyle=":", label="the paper's mean (14B)"))
+    legend(figure, handles)
+    return figure
+
+
+@style.styled
+def waits(by_rate: pd.DataFrame, by_cv: pd.DataFrame) -> Figure:
+    """Percentiles of queue, TTFT and TTFVT against the rate (left) and the burstiness (right), with intervals.
+
+    Both of `traffic.percentiles`, with rate [1/s] or cv and offered as `x`; the client's own lag, where the frame has
+    it, is the grey line: nothing below it was measured.
+    """
+    columns = ["metric", "q", "value", "lo", "hi", "x"]
+    need(by_rate, columns, "waits")
+    need(by_cv, columns, "waits")
+    names = [name for name in _WAITS if name in set(by_rate["metric"])]
+    figure = Figure(figsize=(style.WIDTH, 1.75 * len(names) + 0.9), layout="constrained")
+    axes = figure.subplots(len(names), 2, sharex="col", sharey="row", squeeze=False)
+    for (left, right), name in zip(axes, names, strict=True):
+        for ax, frame in ((left, by_rate), (right, by_cv)):
+            _percentiles(ax, frame, name)
+        left.set_ylabel(_WAITS[name])
+    axes[-1, 0].set_xlabel("requests offered [1/s]")
+    axes[-1, 1].set_xlabel("CV of the gaps between arrivals, asked for")
+    cvs = sorted(set(by_cv["x"]))
+    axes[-1, 1].set_xscale("log", base=2)
+    axes[-1, 1].set_xticks(cvs, [f"{cv:g}" for cv in cvs])
+    axes[-1, 1].minorticks_off()
+    handles = [Line2D([], [], color=colour, marker=marker, linestyle=dash, label=label)
+               for label, colour, marker, dash in _SHARES.values()]
+    legend(figure, [*handles, Line2D([], [], color=style.FAINT, linewidth=1.0, label="client's own lag, p99")])
+    return figure
+
+
+def _percentiles(ax: Axes, frame: pd.DataFrame, name: str) -> None:
+    for q, (_, colour, marker, dash) in _SHARES.items():
+        rows = frame[(frame["metric"] == name) & (frame["q"] == q)].sort_values("x")
+        seen = rows[np.isfinite(rows["value"])]
+        ax.plot(seen["x"], seen["value"], color=colour, marker=marker, linestyle=dash)
+        ax.fill_between(seen["x"], seen["lo"], seen["hi"].where(np.isfinite(seen["hi"])), color=colour, alpha=0.15,
+                        linewidth=0)
+    lag = frame[(frame["metric"] == "lag") & (frame["q"] == 0.99)].sort_values("x")
+    ax.plot(lag["x"], lag["value"], color=style.FAINT, linewidth=1.0)
+    ax.set_yscale("symlog", linthresh=1e-3)
+    ax.set_yticks([0, 1e-3, 1e-2, 0.1, 1, 10, 100])
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    top = max([1.0, *frame["value"][np.isfinite(frame["value"])], *frame["hi"][np.isfinite(frame["hi"])]])
+    ax.set_ylim(0, 1.5 * top)
+
+
+@style.styled
+def goodput(good: pd.DataFrame, knee: Estimate) -> Figure:
+    """Goodput against the rate offered, an arm each for role and kind of arrivals, with the knee of the RLLM's curve.
+
+    good: of `traffic.goodput`, with `arm` (the legend's words) and role; an arm of one run is a mark, of more a line.
+    knee: of `traffic.knee`, in the same unit.
+    """
+    need(good, ["arm", "role", "offered", "value", "lo", "hi"], "goodput")
+    figure = Figure(figsize=(style.WIDTH, 3.6), layout="constrained")
+    ax = figure.subplots()
+    most = float(good["offered"].max()) * 1.1
+    ax.plot([0, most], [0, most], color=style.FAINT, linewidth=0.8)
+    ax.plot([0, most], [0, KNEE * most], color=style.FAINT, linewidth=0.8, linestyle=":")
+    marks = iter("^DvPX*h<>")
+    for arm, rows in good.groupby("arm", sort=False):
+        rows, look = rows.sort_values("offered"), style.role(rows["role"].iloc[0])
+        single = len(rows) == 1
+        ax.vlines(rows["offered"], rows["lo"], rows["hi"], color=look.colour, linewidth=1.1)
+        ax.plot(rows["offered"], rows["value"], marker=next(marks) if single else look.marker, color=look.colour,
+                linestyle="none" if single else look.dash, markerfacecolor="white" if single else look.colour,
+                markersize=7 if single else 5, label=arm)
+    if np.isfinite(knee.value):
+        ax.axvline(knee.value, color=style.INK, linewidth=1.2)
+        ends = [end if np.isfinite(end) else most for end in (knee.lo, knee.hi)]
+        ax.axvspan(*ends, color=style.INK, alpha=0.08, linewidth=0)
+        ax.annotate(f"knee {knee.value:.3g}/s", (knee.value, 0), xytext=(4, 6), textcoords="offset points", fontsize=8)
+    ax.set(xlim=(0, most), ylim=(0, most), xlabel="requests offered [1/s]", ylabel="goodput [1/s]")
+    handles, _ = ax.get_legend_handles_labels()
+    legend(figure, [*handles, Line2D([], [], color=style.FAINT, linewidth=0.8, label="all good"),
+                    Line2D([], [], color=style.FAINT, linewidth=0.8, linestyle=":", label=f"{KNEE:.0%} good")],
+           columns=3)
+    return figure
+
+
+@style.styled
+def effects_by_load(table: pd.DataFrame, names: dict[str, str]) -> Figure:
+    """What each option changes, on over off, under each load: a panel per wait, a row per role and option.
+
+    table: of `traffic.effects_by_load`; names: load label -> what it is called.
+    """
+    need(table, ["role", "option", "arm", "metric", "load", "value", "lo", "hi"], "effects_by_load")
+    waits = [name for name in EFFECTS if name in set(table["metric"])]
+    rows = list(dict.fromkeys(table["role"] + ", " + table["option"].str.replace("_", " ") + "\n" + table["arm"]))
+    figure = Figure(figsize=(style.WIDTH, 0.5 * len(rows) + 1.4), layout="constrained")
+    loads = [load for load in names if load in set(table["load"])]
+    for ax, name in zip(figure.subplots(1, len(waits), sharey=True, squeeze=False)[0], waits, strict=True):
+        here = table[table["metric"] == name].dropna(subset=["value"])
+        for k, (label, (colour, marker)) in enumerate(zip(loads, _LOADS, strict=False)):
+            mine = here[here["load"] == label]
+            words = mine["role"] + ", " + mine["option"].str.replace("_", " ") + "\n" + mine["arm"]
+            at = np.array([rows.index(word) for word in words]) + (k - (len(loads) - 1) / 2) * 0.3
+            ax.hlines(at, mine["lo"], mine["hi"], color=colour, linewidth=1.6)
+            ax.plot(mine["value"], at, marker, color=colour, markersize=6)
+        ax.axvline(1, color=style.INK, linewidth=0.8)
+        ax.set_xscale("log")
+        _ratio_ticks(ax, here)
+        ax.set_title(f"{EFFECTS[name].title}, on / off", fontsize=9)
+        ax.grid(axis="y", visible=False)
+    figure.axes[0].set_yticks(range(len(rows)), rows, fontsize=8)
+    figure.axes[0].set_ylim(len(rows) - 0.5, -0.5)
+    legend(figure, [Line2D([], [], color=colour, marker=marker, label=names[label])
+                    for label, (colour, marker) in zip(loads, _LOADS, strict=False)])
+    return figure
+
+
+_LOADS = [(style.FAINT, "s"), ("#5E3C99", "o"), ("#009E73", "^")]
+
+
+def _ratio_ticks(ax: Axes, rows: pd.DataFrame) -> None:
+    """A logarithmic axis with few, round ratios on it."""
+    ends = np.array([1.0, *rows["lo"], *rows["hi"], *rows["value"]])
+    low, high = (float(f(ends[np.isfinite(ends) & (ends > 0)])) for f in (np.min, np.max))
+    round_ones = [1 / 16, 0.25, 0.5, 1, 2, 4, 16, 64] if high / low > 6 else [0.25, 0.5, 0.7, 1, 1.4, 2, 4]
+    ax.set_xlim(low / 1.15, high * 1.15)
+    ax.set_xticks([tick for tick in round_ones if low / 1.15 <= tick <= high * 1.15])
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.2g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.tick_params(axis="x", labelsize=8)
