@@ -199,3 +199,16 @@ def test_the_forest_has_a_panel_per_metric_and_the_control_on_top():
 def test_the_forest_needs_rows():
     with pytest.raises(AsuError, match="figure effects: its frame has no rows"):
         plots.effects(effects.table(both(), arm="kv_cache", off="bf16", **FEW).iloc[:0])
+
+
+def test_what_is_special_to_reasoning_is_the_difference_of_the_twins_effects():
+    cells = {("RLLM", "bf16"): {}, ("LLM", "bf16"): {}, ("LLM", "fp8_e4m3"): {"pace": 0.5},
+             ("RLLM", "fp8_e4m3"): {"pace": 0.4, "hit": lambda i: i % 4 != 0}}
+    frame = pd.concat([run(role, task, kv, **how) for (role, kv), how in cells.items()
+                       for task in ("mini-easy", "mini-medium")], ignore_index=True)
+    asked = {"arm": "kv_cache", "on": "fp8_e4m3", "off": "bf16"}
+    assert effects.special(frame, "e2e", **asked, **FEW).value == pytest.approx(0.8)
+    lost = effects.special(frame, "accuracy", **asked, **FEW)
+    assert lost.value == pytest.approx(-0.25) and lost.lo < -0.25 < lost.hi < 0 and lost.unit == "share"
+    assert not effects.special(frame, "tbt_thinking", **asked, **FEW).known
+    assert not effects.special(frame[frame.role == "RLLM"], "e2e", **asked, **FEW).known

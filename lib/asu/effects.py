@@ -137,6 +137,27 @@ def estimate(requests: pd.DataFrame, name: str, *, arm: str, on, off, engine: pd
     return _widened(found, effect, _apart(requests, engine, events, arm, off), pairs.servers)
 
 
+def special(requests: pd.DataFrame, name: str, *, arm: str, on, off, engine: pd.DataFrame | None = None,
+            events: pd.DataFrame | None = None, **options) -> Estimate:
+    """How far an effect is one on reasoning models: that on RLLMs minus that on LLMs, or over it for a ratio.
+
+    Both are means over settings, of the same draws of problems; not known where one of the two is not.
+    """
+    _check(requests, arm, off, ["role"])
+    effect = EFFECTS[_wanted([name], engine)[0]]
+    pairs = _Pairs(requests, engine, events, arm, on, off)
+    apart = _apart(requests, engine, events, arm, off)
+    rows, _ = pairs.rows(effect.rows)
+    of_role = {role: _changes(effect, pairs, role)[1] for role in ("RLLM", "LLM")}
+    if None in of_role.values():
+        return Estimate(np.nan, unit=effect.change)
+    combine = stats.difference if effect.how == "difference" else stats.ratio
+    found = _interval(effect, rows, combine(of_role["RLLM"], of_role["LLM"]), 2.0, options)
+    # the two roles' servers err apart from each other, so their variances add
+    servers = [_servers(part) for _, part in pairs.sent.groupby("role")]
+    return _widened(found, effect, apart, 1 / sum(1 / n for n in servers))
+
+
 def _wanted(names: Iterable[str] | None, engine: pd.DataFrame | None) -> list[str]:
     able = [name for name, effect in EFFECTS.items() if engine is not None or effect.rows != "samples"]
     names = able if names is None else list(names)
@@ -175,7 +196,7 @@ class _Pairs:
     @property
     def servers(self) -> int:
         """On how many servers the option was on."""
-        return max(1, len(self.sent[[key for key in SERVER if key in self.sent]].drop_duplicates()))
+        return _servers(self.sent)
 
     def rows(self, which: str) -> tuple[pd.DataFrame, str]:
         """(rows, note) of "requests" or "samples": those of settings that have both arms."""
@@ -183,12 +204,14 @@ class _Pairs:
             self._made[which] = getattr(self, f"_{which}")()
         return self._made[which]
 
-    def parts(self, rows: pd.DataFrame, of: Callable, combine: Callable) -> list[stats.Statistic]:
-        """One statistic per setting, the roles apart; none where there are no rows."""
+    def parts(self, rows: pd.DataFrame, of: Callable, combine: Callable, role: str | None = None
+              ) -> list[stats.Statistic]:
+        """One statistic per setting, of one role or of each; none where there are no rows."""
         found = []
         for mask in groups(rows, ["role"]) if len(rows) else ():
-            found += [stats.on(mask, part) for part in contrast(rows[mask], self.arm, self.on, self.off, of,
-                                                                combine=combine)]
+            if role in (None, rows.role[mask].iloc[0]):
+                found += [stats.on(mask, part) for part in contrast(rows[mask], self.arm, self.on, self.off, of,
+                                                                    combine=combine)]
         return found
 
     def _both(self, frame: pd.DataFrame) -> pd.DataFrame:
@@ -212,6 +235,10 @@ class _Pairs:
         read = self._both(samples) if len(samples) else samples
         known, asked = (frame.task.nunique() for frame in (read, self.sent))
         return read, f"gauge read on {known} of {asked} sets" if known < asked else ""
+
+
+def _servers(frame: pd.DataFrame) -> int:
+    return len(frame[[key for key in SERVER if key in frame]].drop_duplicates())
 
 
 def _equal(frame: pd.DataFrame, arm: str) -> list[str]:
@@ -246,10 +273,11 @@ def _value(statistic: stats.Statistic, rows: pd.DataFrame) -> float:
     return float(statistic(np.ones((1, len(rows))))[0])
 
 
-def _changes(effect: Effect, pairs: _Pairs) -> tuple[pd.DataFrame, stats.Statistic | None, str]:
+def _changes(effect: Effect, pairs: _Pairs, role: str | None = None
+             ) -> tuple[pd.DataFrame, stats.Statistic | None, str]:
     """(rows, the effect over all settings, note); no statistic where there is nothing to make it from."""
     rows, note = pairs.rows(effect.rows)
-    parts = pairs.parts(rows, effect.of, stats.difference if effect.how == "difference" else stats.ratio)
+    parts = pairs.parts(rows, effect.of, stats.difference if effect.how == "difference" else stats.ratio, role)
     return rows, _combined(effect, parts) if parts else None, note
 
 
@@ -258,11 +286,15 @@ def _effect(effect: Effect, pairs: _Pairs, options: dict) -> tuple[Estimate, str
     rows, change, note = _changes(effect, pairs)
     if change is None:
         return Estimate(np.nan, unit=effect.change), note
+    return _interval(effect, rows, change, 1.0, options), note
+
+
+def _interval(effect: Effect, rows: pd.DataFrame, change: stats.Statistic, reach: float, options: dict) -> Estimate:
+    """`change` with the interval of what it hangs on in the runs; reach: the most that a share can change."""
     if effect.rows == "requests":
-        bounds = (-1, 1) if effect.unit == "share" else None
-        return over_problems(rows, change, unit=effect.change, bounds=bounds, **options), note
-    units = rows[["setting", "block"]]
-    return stats.bootstrap(change, units, strata=rows.setting, unit=effect.change, **options), note
+        bounds = (-reach, reach) if effect.unit == "share" else None
+        return over_problems(rows, change, unit=effect.change, bounds=bounds, **options)
+    return stats.bootstrap(change, rows[["setting", "block"]], strata=rows.setting, unit=effect.change, **options)
 
 
 def _apart(requests: pd.DataFrame, engine, events, arm: str, off) -> list[_Pairs]:
