@@ -6,6 +6,7 @@ columns as the measured frame, without an interval.
 """
 
 from asu.plots.effects import effects
+from asu.plots.honesty import flawed_claims, flaws
 from asu.plots.pilot import (
     PAPER_RUNNING,
     accuracy_by_level,
@@ -36,6 +37,8 @@ __all__ = [
     "claims_picture",
     "domain_preference",
     "effects",
+    "flawed_claims",
+    "flaws",
     "kv_summary",
     "kv_use_over_time",
     "length_by_outcome",
