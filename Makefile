@@ -3,7 +3,7 @@ PROFILE ?= embedded
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3))
 PY := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce plan report figures lab test bench doctor miniature lmdeploy clean
+.PHONY: help setup reproduce plan report figures lab test bench doctor miniature lmdeploy quantize clean
 
 help:  ## this help
 	@echo "usage: make TARGET [PROFILE=embedded]      measured on 2 cores without a GPU"
@@ -41,6 +41,11 @@ miniature: setup  ## train the miniature anew on one GPU  (under 10 min on an H2
 
 lmdeploy: setup  ## add LMDeploy in .venv-lmdeploy, for NVIDIA GPUs  (about 5 min, 8 GB)
 	$(PYTHON) lib/install.py lmdeploy
+
+quantize: setup  ## a quantised checkpoint: MODEL=mini-4m-think SCHEME=w4a16|w8a8|fp8|awq  (under 1 min for a miniature)
+	@test -n "$(MODEL)" -a -n "$(SCHEME)" || { echo "give MODEL=… and SCHEME=…"; exit 2; }
+	@$(PYTHON) lib/install.py llmcompressor
+	$(PY) -m asu quantize $(MODEL) $(SCHEME)
 
 setup:  ## the environment in .venv, from the lock for this machine  (about 1 min, 3.2 GB; nothing when up to date)
 	@$(PYTHON) lib/install.py

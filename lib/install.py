@@ -1,4 +1,4 @@
-"""Make the environment in .venv (or .venv-lmdeploy) from a lock: `python3 lib/install.py [cpu | cuda | lmdeploy]`.
+"""Make .venv, or a tool's own, from its lock: `python3 lib/install.py [cpu | cuda | lmdeploy | llmcompressor]`.
 
 Standard library only, since it runs before anything is installed. Without an argument it takes `cuda` where there is an
 NVIDIA GPU and `cpu` elsewhere. A second call installs nothing: the lock's digest is kept beside the environment.
@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = ROOT / "lib" / "locks"
-ENGINES = {"cpu": ".venv", "cuda": ".venv", "lmdeploy": ".venv-lmdeploy"}
+ENGINES = {"cpu": ".venv", "cuda": ".venv", "lmdeploy": ".venv-lmdeploy", "llmcompressor": ".venv-llmcompressor"}
 UV = "uv==0.13.9"
 
 
@@ -35,8 +35,10 @@ def main(engine: str) -> None:
         _run([sys.executable, "-m", "venv", str(folder)])
     python = str(folder / "bin" / "python")
     _run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", UV])
-    if engine == "cpu":
+    if engine == "cpu" or (engine == "llmcompressor" and default() == "cpu"):
         _cpu_torch(python, _pinned(lock, "torch"))
+    elif engine == "llmcompressor":
+        _uv(python, _pinned(lock, "torch"))  # with the CUDA libraries it pins, which the CPU has no use for
     # The lock is complete, so nothing is resolved: what vLLM asks for but a text model never loads stays out.
     _uv(python, "--no-deps", "--requirement", str(lock))
     if folder.name == ".venv":

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import toys as playthings
-from asu import journal, paths, records, runs, tasks, workload
+from asu import digests, journal, paths, records, runs, tasks, workload
 from asu.errors import AsuError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -382,14 +382,14 @@ def test_empty_problems_and_prompts_are_refused(toys, monkeypatch):
 def test_missing_weights_are_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "MODELS", tmp_path)
     with pytest.raises(AsuError, match="weights of mini-4m-think are missing"):
-        runs._weights_digest("mini-4m-think", random=False)
+        runs._weights_digest("mini-4m-think")
 
 
 def test_a_model_out_of_reach_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(AsuError, match="nobody/nothing is not on this machine and the hub cannot be reached"):
-        runs._hub_commit("nobody/nothing", "main")
+        digests.of_hub("nobody/nothing", "main")
 
 
 def test_the_end_of_thinking_is_found_in_the_tokenizer(tmp_path, monkeypatch):
@@ -408,13 +408,13 @@ def test_weights_digest_follows_every_byte(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"weights")
     (folder / "tokenizer.json").write_text("{}")
-    first = runs._weights_digest("mini-4m-think", random=False)
+    first = runs._weights_digest("mini-4m-think")
     (folder / "tokenizer.json").write_text("{} ")
-    assert runs._weights_digest("mini-4m-think", random=False) != first
+    assert runs._weights_digest("mini-4m-think") != first
     (folder / "tokenizer.json").write_text("{}")
-    assert runs._weights_digest("mini-4m-think", random=False) == first
+    assert runs._weights_digest("mini-4m-think") == first
     (folder / "README.md").write_text("no number depends on this")
-    assert runs._weights_digest("mini-4m-think", random=False) == first
+    assert runs._weights_digest("mini-4m-think") == first
 
 
 def test_the_machine_names_its_processor():

@@ -6,6 +6,7 @@ import pytest
 from asu import fill, models, paths, shapes
 from asu.engines import base
 from asu.errors import AsuError
+from asu.specs import EngineOptions
 from tokenizers import Tokenizer
 
 SHAPED = models.get("r1-qwen-7b")
@@ -55,7 +56,7 @@ def test_the_folder_is_whole_made_once_and_what_an_engine_is_given(output, monke
     assert "add_generation_prompt" in json.loads((made / "tokenizer_config.json").read_text())["chat_template"]
     assert [folder.name for folder in made.parent.iterdir()] == [made.name], "nothing half made is left"
     monkeypatch.setattr(shapes, "_write", None)
-    assert base.source(SHAPED, random_weights=True) == str(shapes.folder(SHAPED)) == str(made)
+    assert base.source(SHAPED, EngineOptions(random_weights=True)) == str(shapes.folder(SHAPED)) == str(made)
     base.check_weights(SHAPED, str(made), random_weights=True)
 
 
@@ -67,7 +68,7 @@ def test_the_digest_tells_shapes_and_tokenizers_apart():
 
 def test_a_model_without_a_shape_is_refused(output):
     with pytest.raises(AsuError, match="(?s)no shape for random weights of mini-4m-think.*r1-qwen-7b"):
-        base.source(models.get("mini-4m-think"), random_weights=True)
+        base.source(models.get("mini-4m-think"), EngineOptions(random_weights=True))
 
 
 def test_random_weights_in_files_load_and_repeat(output):

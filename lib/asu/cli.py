@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from asu import engines, models, paths, profiles, runs
+from asu import engines, models, paths, profiles, quantise, runs
 from asu.engines import base
 from asu.errors import AsuError
 from asu.progress import clock_text
@@ -115,6 +115,13 @@ def doctor(hub: bool = typer.Option(False, "--hub", help="Also try to reach the 
     for what, good, text in _findings(hub):
         table.add_row("[green]ok[/]" if good else "[yellow]--[/]", what, escape(text))
     Console(width=max(100, shutil.get_terminal_size().columns)).print(table)
+
+
+@command(epilog="Example: python -m asu quantize mini-4m-think w4a16")
+def quantize(model: str = typer.Argument(help="A model of the catalogue."),
+             scheme: str = typer.Argument(help=", ".join(quantise.SCHEMES))):
+    """Make a quantised checkpoint of a model's bf16 weights with llmcompressor, in its own environment."""
+    typer.echo(f"quantised: {quantise.make(models.get(model), scheme, accelerator=bool(base.gpus()))}")
 
 
 def _findings(hub: bool):

@@ -11,7 +11,6 @@ env.json holds each session's wall clock. In open loops the arrival pattern goes
 import asyncio
 import concurrent.futures
 import functools
-import hashlib
 import json
 import os
 import platform
@@ -25,7 +24,7 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from asu import engines, load, models, paths, shapes, tasks
+from asu import digests, engines, load, models, paths, quantise, shapes, tasks
 from asu.client import Call, Client, Clock, engine_is_dead, quiet_collector
 from asu.engines import base
 from asu.errors import AsuError
@@ -33,7 +32,7 @@ from asu.journal import Journal, locked, space, write
 from asu.monitor import Monitor
 from asu.progress import Silent
 from asu.records import ENGINE, HOST, Run, Store, finish, pretty, read, read_spec, redo, tables
-from asu.specs import RunSpec, digest
+from asu.specs import EngineOptions, RunSpec, digest
 from asu.workload import PREFIX_VERSION, Request, fixed_length, lengths_path, requests
 
 __all__ = ["Run", "Store", "execute", "inputs", "machine", "read", "requests"]
@@ -56,19 +55,19 @@ _FROM_REPLY = ("sent_s", "first_s", "visible_s", "last_s", "end_s", "prompt_toke
 
 def inputs(spec: RunSpec) -> dict:
     """All that can change a number and is not in the spec: versions, weights, problems, machine …"""
-    recorded = spec.lengths and _file_digest(lengths_path(spec.lengths))
+    recorded = spec.lengths and digests.of_file(lengths_path(spec.lengths))
     generated = spec.lengths and spec.options.random_weights
     draft = spec.options.speculation and spec.options.speculation.draft
     return {
         "engine": spec.engine,
         "engine_version": engines.get(spec.engine).version(),
-        "weights": _weights_digest(spec.model, spec.options.random_weights),
-        "draft": draft and (_weights_digest(draft, False) if draft in models.CATALOGUE else draft),
+        "weights": _weights_digest(spec.model, spec.options),
+        "draft": draft and (_weights_digest(draft) if draft in models.CATALOGUE else draft),
         "problems": None if generated else _problems_digest(spec.task, spec.problems),
         "prompt": PROMPT_VERSION,
         "lengths": recorded,
         "machine": machine(),
-    } | ({"trace": _file_digest(load.trace_path(spec.load.name))} if spec.load.kind == "trace" else {}) \
+    } | ({"trace": digests.of_file(load.trace_path(spec.load.name))} if spec.load.kind == "trace" else {}) \
       | ({"prefix": PREFIX_VERSION} if spec.prefix else {})
 
 
@@ -84,47 +83,15 @@ def machine() -> dict:
 _problems_digest = functools.cache(lambda task, limit: tasks.get(task).digest(limit))
 
 
-def _weights_digest(name: str, random: bool) -> str:
+def _weights_digest(name: str, options: EngineOptions | None = None) -> str:
     """What the weights are: SHA-256 over a local folder's files, the hub's commit, or the shape of random ones."""
-    model = models.get(name)
-    if random:
-        return shapes.digest(model)
-    if model.hub and not model.folder.is_dir():
-        return f"{model.hub}@{_hub_commit(model.hub, model.revision)}"
-    kept = {".safetensors", ".json", ".jinja", ".txt"}
-    files = sorted(file for file in model.folder.rglob("*") if file.suffix in kept)
-    if not any(file.suffix == ".safetensors" for file in files):
-        raise AsuError(f"the weights of {name} are missing: no .safetensors file in {model.folder}",
-                       "restore them (git checkout data/models), or train them: make miniature")
-    lines = [f"{file.relative_to(model.folder)} {_file_digest(file)}\n" for file in files]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-@functools.cache
-def _hub_commit(hub: str, revision: str) -> str:
-    """The commit a revision stands for: from the local cache, else asked of the hub."""
-    import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(huggingface_hub.hf_hub_download(hub, "config.json", revision=revision)).parent.name
-    except LocalEntryNotFoundError as error:
-        raise AsuError(f"{hub} is not on this machine and the hub cannot be reached",
-                       "connect once, or set HF_HOME to a cache that has the model, and run again") from error
-    except HfHubHTTPError as error:
-        raise AsuError(f"the hub refuses {hub} at revision {revision}: {error}",
-                       "accept the model's conditions on its hub page and set HF_TOKEN, then run again") from error
-
-
-def _file_digest(path: Path) -> str:
-    stat = path.stat()
-    return _digest_at(path, stat.st_mtime_ns, stat.st_size)
-
-
-@functools.cache
-def _digest_at(path: Path, _mtime_ns: int, _size: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    model, options = models.get(name), options or EngineOptions()
+    if options.random_weights:
+        return shapes.digest(model, options.weights)
+    source = base.source(model, options)
+    if source == model.hub:
+        return quantise.source_digest(model)
+    return digests.of_weights(Path(source), name)
 
 
 # Making a run ---------------------------------------------------------------------------------------------------------
@@ -331,7 +298,7 @@ def _think_end_id(spec: RunSpec) -> int | None:
     from huggingface_hub import try_to_load_from_cache
 
     model = models.get(spec.model)
-    file = Path(base.source(model, spec.options.random_weights)) / "tokenizer.json"
+    file = Path(base.source(model, spec.options)) / "tokenizer.json"
     if model.hub and not file.is_file():
         file = Path(try_to_load_from_cache(model.hub, "tokenizer.json", revision=model.revision) or file)
     if not model.thinks or not file.is_file():

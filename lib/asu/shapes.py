@@ -30,22 +30,35 @@ CHAT = ("{% for m in messages %}{{ ('<|user|>' if m.role == 'user' else '<|assis
         "{% if m.role == 'assistant' %}<|end|>{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>{% endif %}")
 SPACE, NEWLINE = "Ġ", "Ċ"  # how byte-level vocabularies write these two
+# scheme -> (format of compressed-tensors, weights, activations); other schemes an engine makes of bf16 while loading.
+_GROUPS, _CHANNEL = dict(strategy="group", group_size=128), dict(strategy="channel", symmetric=True)
+FORMATS = {
+    "w4a16": ("pack-quantized", dict(num_bits=4, type="int", symmetric=True, **_GROUPS), None),
+    "w8a8": ("int-quantized", dict(num_bits=8, type="int", **_CHANNEL),
+             dict(num_bits=8, type="int", symmetric=True, strategy="token", dynamic=True)),
+    "awq": ("pack-quantized", dict(num_bits=4, type="int", symmetric=False, **_GROUPS), None),
+}
 
 
-def digest(model: Model) -> str:
+def digest(model: Model, scheme: str = "bf16") -> str:
     """What random weights of this model are: SHA-256 over its shape and over what makes its tokenizer and weights."""
     recipe = {"shape": _shape(model), "thinks": model.thinks, "version": VERSION, "seed": SEED}
+    if scheme in FORMATS:
+        recipe["quantization"] = quantization(scheme)
     return "random:" + hashlib.sha256(canonical(recipe).encode()).hexdigest()
 
 
-def folder(model: Model) -> Path:
-    """Folder with config.json and tokenizer of the model's shape, made on first use; weights are not in it."""
-    made = paths.RUNS / "shapes" / f"{model.name}-{digest(model).removeprefix('random:')[:8]}"
+def folder(model: Model, scheme: str = "bf16") -> Path:
+    """Folder with config.json and tokenizer of the model's shape, made on first use; weights are not in it.
+
+    Under a scheme of FORMATS the config says that the weights are so quantised, and an engine makes them up like that.
+    """
+    made = paths.RUNS / "shapes" / f"{model.name}-{digest(model, scheme).removeprefix('random:')[:8]}"
     if not made.is_dir():
         made.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=made.parent, prefix=".making-"))
         try:
-            _write(model, scratch)
+            _write(model, scheme, scratch)
             os.rename(scratch, made)
         except OSError:
             if not made.is_dir():  # else another process was first
@@ -78,6 +91,15 @@ def tokenizer(vocabulary: int, marks: tuple[str, ...]) -> Tokenizer:
     return inner
 
 
+def quantization(scheme: str) -> dict:
+    """quantization_config of a checkpoint as llmcompressor writes it for one of FORMATS."""
+    form, weights, activations = FORMATS[scheme]
+    group = {"targets": ["Linear"], "weights": {"dynamic": False, **weights}, "input_activations": activations,
+             "output_activations": None}
+    return {"quant_method": "compressed-tensors", "format": form, "quantization_status": "compressed",
+            "ignore": ["lm_head"], "kv_cache_scheme": None, "config_groups": {"group_0": group}}
+
+
 def _merges(word: str) -> list[tuple[str, str]]:
     """The merges that build a word from left to right."""
     return [(word[:end], word[end]) for end in range(1, len(word))]
@@ -91,13 +113,15 @@ def _shape(model: Model) -> dict:
     return model.shape
 
 
-def _write(model: Model, where: Path) -> None:
+def _write(model: Model, scheme: str, where: Path) -> None:
     shape = _shape(model)
     made = tokenizer(shape["vocab_size"], (USER, ASSISTANT, *((model.start, model.end) if model.thinks else ())))
     end = made.token_to_id(END)
     made.save(str(where / "tokenizer.json"), pretty=False)
+    quantised = {"quantization_config": quantization(scheme)} if scheme in FORMATS else {}
     _json(where / "config.json", {
-        **shape, "bos_token_id": end, "eos_token_id": end, "pad_token_id": end, "transformers_version": "5.0.0"})
+        **shape, "bos_token_id": end, "eos_token_id": end, "pad_token_id": end, "transformers_version": "5.0.0",
+        **quantised})
     _json(where / "tokenizer_config.json", {
         "tokenizer_class": "TokenizersBackend", "backend": "tokenizers",
         "eos_token": END, "pad_token": END, "unk_token": END, "model_max_length": shape["max_position_embeddings"],

@@ -276,7 +276,7 @@ class Study:
 def _check(spec: RunSpec) -> None:
     """AsuError if the engine cannot do on this machine what the spec asks."""
     model = models.get(spec.model)
-    engines.get(spec.engine).check(spec.options, model, base.source(model, spec.options.random_weights))
+    engines.get(spec.engine).check(spec.options, model, base.source(model, spec.options))
 
 
 def env_inputs(env: dict) -> dict:

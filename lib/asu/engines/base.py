@@ -14,7 +14,7 @@ from pathlib import Path
 import pynvml
 from prometheus_client.parser import text_string_to_metric_families
 
-from asu import paths, shapes
+from asu import paths, quantise, shapes
 from asu.errors import AsuError
 from asu.models import Model
 from asu.specs import EngineOptions
@@ -161,10 +161,19 @@ def labels(text: str, name: str) -> dict[str, str]:
     return {}
 
 
-def source(model: Model, random_weights: bool = False) -> str:
-    """Where the weights come from: a folder of the model's shape, its local folder if it exists, else its hub id."""
-    if random_weights:
-        return str(shapes.folder(model))
+def source(model: Model, options: EngineOptions) -> str:
+    """Where the weights come from: a folder of the model's shape, its local folder if it exists, else its hub id.
+
+    A quantised checkpoint, where there is one, is checked against its record; where there is none the bf16 weights are
+    the source, for an engine to quantise while loading or to refuse.
+    """
+    if options.random_weights:
+        return str(shapes.folder(model, options.weights))
+    if options.weights != "bf16":
+        made = quantise.folder(model, options.weights)
+        if made.is_dir():
+            quantise.check(made, model, options.weights)
+            return str(made)
     if model.hub is None or model.folder.is_dir():
         return str(model.folder)
     return model.hub

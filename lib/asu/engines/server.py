@@ -101,7 +101,7 @@ class Server:
         self.model = model
         self.options = options
         self.log_path = Path(log_path)
-        self.source = str(source or base.source(model, options.random_weights))
+        self.source = str(source or base.source(model, options))
         self.start_timeout_s = start_timeout_s
         self.served_name = model.name
         self.key = secrets.token_urlsafe(32)
