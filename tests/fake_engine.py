@@ -239,6 +239,7 @@ class FakeAdapter:
 
     name = "fake"
     reset_path = "/reset_prefix_cache"
+    request_fields: dict = {}
 
     def version(self) -> str:
         return "1.0"

@@ -145,6 +145,7 @@ class Decoder:
         self.think_end_id = think_end_id
         self.status = 0
         self.chunked = self.keep_alive = self.body = self.complete = self.done = False
+        self.cumulative = False  # tokens are counted by usage: the last event tells of a token without text (SGLang)
         self.marks: list[Mark] = []
         self.logprobs: list[float] = []  # one per mark
         self.thinking: list[str] = []
@@ -256,6 +257,8 @@ class Decoder:
                 self.usage = usage
             if not event["choices"]:
                 self.metrics = event.get("metrics") or {}
+                if self.cumulative and usage and usage["completion_tokens"] > self.tokens:
+                    self._mark(t, usage["completion_tokens"] - self.tokens, 0, 0, None)
                 return
             choice = event["choices"][0]
             self._choice(t, choice, choice["delta"], usage)
@@ -277,10 +280,13 @@ class Decoder:
             texts |= ANSWER
         if not tokens and not texts:
             return  # the role event
-        self.tokens += tokens
+        self.cumulative |= bool(tokens and not ids)
         split = ids.index(self.think_end_id) + 1 if ids and self.think_end_id in ids else 0
+        self._mark(t, tokens, texts, split, choice.get("logprobs"))
+
+    def _mark(self, t: float, tokens: int, texts: int, split: int, told: dict | None) -> None:
+        self.tokens += tokens
         self.marks.append((t, tokens, texts, split))
-        told = choice.get("logprobs")
         self.logprobs.append(sum([token["logprob"] for token in told["content"]]) if told else NAN)
 
     def fill(self, reply: Reply, t0: float) -> None:
@@ -450,7 +456,8 @@ class Client:
     """Sends streaming chat completions over connections that are open before the run starts.
 
     `concurrency`: connections opened on entry; more are opened when needed. `timeout_s`: for a whole request, queueing
-    included. `idle_timeout_s`: longest silence within a stream that has begun. `extras`: engine-specific body fields.
+    included. `idle_timeout_s`: longest silence within a stream that has begun. `extras`: engine-specific body fields,
+    None for one the engine must not get.
     `think_end_id`: id of the token that ends the thinking, for exact counts in events of several tokens.
 
     Tokens are counted by the ids in the events, or by cumulative usage where an engine sends that instead. Both are
@@ -537,7 +544,7 @@ class Client:
                 "temperature": call.temperature, "top_p": call.top_p, "top_k": 0, "seed": call.seed}
         optional = {"ignore_eos": call.ignore_eos or None, "min_tokens": call.min_tokens, "priority": call.priority,
                     "chat_template_kwargs": call.chat_options, "logprobs": call.logprobs or None}
-        return body | {name: value for name, value in optional.items() if value is not None} | self.extras
+        return {name: value for name, value in (body | optional | self.extras).items() if value is not None}
 
     async def _connect(self) -> Connection:
         loop = asyncio.get_running_loop()

@@ -187,7 +187,7 @@ class Session:
         self.failure = asyncio.get_running_loop().create_future()
         self.client = Client(server.base_url, server.key, server.served_name, timeout_s=REQUEST_TIMEOUT_S,
                              idle_timeout_s=IDLE_TIMEOUT_S, concurrency=_connections(spec, len(self.wanted)),
-                             think_end_id=_think_end_id(spec))
+                             extras=server.engine.request_fields, think_end_id=_think_end_id(spec))
         try:
             async with self.client:
                 with quiet_collector():
@@ -276,7 +276,8 @@ def warm_up(spec: RunSpec, server) -> None:
 
     async def send():
         async with Client(server.base_url, server.key, server.served_name, timeout_s=WARM_UP_TIMEOUT_S,
-                          idle_timeout_s=IDLE_TIMEOUT_S, concurrency=1) as client:
+                          idle_timeout_s=IDLE_TIMEOUT_S, concurrency=1,
+                          extras=server.engine.request_fields) as client:
             call = Call("Ready?", 8, sampling.temperature, sampling.top_p, 0)
             reply = await client.send(call, 0.0, Clock())
         if reply.error:

@@ -81,7 +81,7 @@ class Speculation(Spec):
 class EngineOptions(Spec):
     """Neutral words for what an engine is asked to do; each engine maps them to its flags or refuses."""
 
-    weights: Literal["bf16", "fp8", "w4a16", "w8a8", "awq", "bnb4"] = "bf16"
+    weights: Literal["bf16", "fp8", "w4a16", "w8a8", "awq", "bnb4", "modelopt_fp8"] = "bf16"
     kv_cache: Literal["bf16", "fp8_e4m3", "fp8_e5m2", "int8_per_token_head", "int8", "int4"] = "bf16"
     kv_pool_tokens: int | None = Field(default=None, gt=0)  # size of the KV pool [tokens]; None: as the engine chooses
     memory_share: float | None = Field(default=None, gt=0, le=1)  # share of GPU memory the engine may take

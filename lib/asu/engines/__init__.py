@@ -2,10 +2,12 @@
 
 from asu.engines.base import Engine
 from asu.engines.lmdeploy import LMDeploy
+from asu.engines.sglang import SGLang
+from asu.engines.tensorrt_llm import TensorRTLLM
 from asu.engines.vllm import VLLM
 from asu.errors import AsuError
 
-ENGINES: dict[str, Engine] = {engine.name: engine for engine in (VLLM(), LMDeploy())}
+ENGINES: dict[str, Engine] = {engine.name: engine for engine in (VLLM(), LMDeploy(), SGLang(), TensorRTLLM())}
 
 
 def get(name: str) -> Engine:

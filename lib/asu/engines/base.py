@@ -19,6 +19,9 @@ from asu.errors import AsuError
 from asu.models import Model
 from asu.specs import EngineOptions
 
+CUMULATIVE_USAGE = {"include_usage": True, "continuous_usage_stats": True}  # for engines whose events bring no ids
+ADA = (8, 9)  # the first capability with FP8 matrix units
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -53,7 +56,9 @@ class Engine(ABC):
     name: str
     packages: tuple[str, ...]  # distributions that provide the engine, the first one installed counts
     install: str  # remedy when none is installed
-    gauge_names: dict[str, str]  # neutral name -> sample name in /metrics
+    gauge_names: dict[str, str]  # neutral name -> sample name on the page at `metrics_path`
+    metrics_path: str = "/metrics"  # where the engine tells its gauges, Prometheus text
+    request_fields: dict = {}  # body fields of a request where this engine wants others; None: none of that name
 
     @abstractmethod
     def check(self, options: EngineOptions, model: Model, source: str) -> None:
@@ -210,6 +215,47 @@ def check_context(model: Model, source: str, context: int) -> None:
     if positions is not None and not found.get("rope_scaling") and context > positions:
         raise AsuError(f"{model.name}: a context of {context} tokens is over the model's {positions}",
                        f"set context to at most {positions}, and the budget below it")
+
+
+def need_gpu(engine: str) -> None:
+    """Raise AsuError on a machine without an NVIDIA GPU."""
+    if not gpus():
+        raise AsuError(f"{engine} needs an NVIDIA GPU and there is none",
+                       "use engine: vllm here, which also serves on the CPU")
+
+
+def check_ranks(tensor_parallel: int) -> None:
+    """Raise AsuError if there are fewer GPUs than `tensor_parallel`."""
+    if tensor_parallel > len(gpus()):
+        raise AsuError(f"tensor_parallel {tensor_parallel} on a machine with {len(gpus())} GPUs",
+                       f"set tensor_parallel to at most {len(gpus())}")
+
+
+def check_capability(engine: str, weights: str) -> None:
+    """Raise AsuError for weights whose activations are FP8 too, on GPUs that cannot multiply it."""
+    if weights == "modelopt_fp8" and any(gpu.capability < ADA for gpu in gpus()):
+        raise refuse(f"{engine} on {gpus()[0].name}", "weights", weights, ["bf16"], "FP8 needs Ada, Hopper or later")
+
+
+def quantised(source: str) -> bool:
+    """Whether a local folder holds quantised weights; False for a hub id, which only the engine can look at."""
+    return "quantization_config" in config(source) or (Path(source) / "hf_quant_config.json").is_file()
+
+
+def check_checkpoint(engine: str, model: Model, source: str, weights: str, in_flight: Collection[str]) -> None:
+    """Raise AsuError unless a local folder holds `weights`, or bf16 ones that are `in_flight`: quantised on loading."""
+    if not Path(source).is_dir():
+        return
+    method = config(source).get("quantization_config", {}).get("quant_method")
+    if not quantised(source):
+        if weights != "bf16" and weights not in in_flight:
+            raise AsuError(f"{model.name}: {source} holds bf16 weights, not {weights}",
+                           f"{quantise.command(model, weights)} makes a checkpoint; while loading, {engine} here "
+                           f"quantises to {', '.join(in_flight) or 'nothing'}")
+    elif weights == "bf16" or (method == "modelopt") != (weights == "modelopt_fp8"):
+        raise AsuError(f"{model.name}: the weights in {source} are quantised{f' by {method}' if method else ''}, "
+                       f"options.weights says {weights}",
+                       "set weights to the format of the checkpoint, or give the bf16 folder")
 
 
 def refuse(engine: str, field: str, value: object, can: Collection[str], why: str = "") -> AsuError:

@@ -137,8 +137,8 @@ class Server:
         return f"http://{HOST}:{self.port}"
 
     def metrics(self) -> str:
-        """The engine's /metrics page, Prometheus text."""
-        return self._request("GET", "/metrics")
+        """The engine's page of gauges, Prometheus text."""
+        return self._request("GET", self.engine.metrics_path)
 
     def reset_prefix_cache(self) -> None:
         """Empty the prefix cache; nothing to do where it is off, AsuError where only a restart would do it."""

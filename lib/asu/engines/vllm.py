@@ -13,7 +13,8 @@ from asu.specs import EngineOptions
 BLOCK_TOKENS = {"cpu": 32, "gpu": 16}
 CPU_KV_GIB = 1  # KV memory on the CPU when no pool size is asked for: 400 k tokens of a 4 M-parameter model
 
-WEIGHTS = {"cpu": ("bf16", "fp8", "w4a16", "w8a8"), "gpu": ("bf16", "fp8", "w4a16", "w8a8", "awq", "bnb4")}
+WEIGHTS = {"cpu": ("bf16", "fp8", "w4a16", "w8a8"),
+           "gpu": ("bf16", "fp8", "w4a16", "w8a8", "awq", "bnb4", "modelopt_fp8")}
 KV_CACHE = {"bf16": "auto", "fp8_e4m3": "fp8", "fp8_e5m2": "fp8_e5m2", "int8_per_token_head": "int8_per_token_head"}
 # Weights vLLM quantises itself while loading a bf16 checkpoint; the others come quantised in the checkpoint.
 IN_FLIGHT = {"gpu": {"fp8": "fp8", "bnb4": "bitsandbytes"}, "cpu": {}}
@@ -58,7 +59,8 @@ class VLLM(base.Engine):
             raise base.refuse(where, "weights", options.weights, WEIGHTS[device])
         if options.kv_cache not in self._kv_caches():
             raise base.refuse(where, "kv_cache", options.kv_cache, self._kv_caches())
-        self._check_checkpoint(options, model, source)
+        base.check_checkpoint("vLLM", model, source, options.weights, IN_FLIGHT[device])
+        base.check_capability("vLLM", options.weights)
         self._check_parallel(options, where)
         if device == "cpu" and options.memory_share is not None:
             raise AsuError("vLLM on the CPU takes no memory_share: its KV pool has a fixed size here",
@@ -82,19 +84,6 @@ class VLLM(base.Engine):
         hopper = self.device == "gpu" and any(gpu.capability >= (9, 0) for gpu in base.gpus())
         return tuple(name for name in KV_CACHE if not (hopper and name == "fp8_e5m2"))
 
-    def _check_checkpoint(self, options: EngineOptions, model: Model, source: str) -> None:
-        """Weights vLLM cannot quantise itself must come quantised: only a local folder can be looked at beforehand."""
-        if not Path(source).is_dir():
-            return
-        quantised = "quantization_config" in base.config(source)
-        if options.weights == "bf16" and quantised:
-            raise AsuError(f"{model.name}: the weights in {source} are quantised, options.weights says bf16",
-                           "set weights to the format of the checkpoint, or give the bf16 folder")
-        if options.weights != "bf16" and not quantised and options.weights not in IN_FLIGHT[self.device]:
-            raise AsuError(f"{model.name}: {source} holds bf16 weights, not {options.weights}",
-                           f"quantise the checkpoint first; vLLM here does only "
-                           f"{', '.join(IN_FLIGHT[self.device]) or 'none'} while loading")
-
     def _check_parallel(self, options: EngineOptions, where: str) -> None:
         if options.tensor_parallel == 1:
             return
@@ -112,7 +101,7 @@ class VLLM(base.Engine):
             "--dtype", "bfloat16", "--no-trust-remote-code", "--generation-config", "vllm",
             "--max-model-len", str(options.context), "--max-num-seqs", str(options.max_requests),
             "--block-size", str(block), "--scheduling-policy", options.scheduling,
-            "--kv-cache-dtype", KV_CACHE[options.kv_cache],
+            "--kv-cache-dtype", _kv_cache(options),
             "--enable-prefix-caching" if options.prefix_caching else "--no-enable-prefix-caching",
             "--enable-per-request-metrics", "--disable-uvicorn-access-log",
         ]
@@ -125,8 +114,10 @@ class VLLM(base.Engine):
             flags += ["--num-gpu-blocks-override", str(options.kv_pool_tokens // block)]
         if options.memory_share is not None:
             flags += ["--gpu-memory-utilization", str(options.memory_share)]
-        if "quantization_config" not in base.config(source) and options.weights in IN_FLIGHT[self.device]:
+        if not base.quantised(source) and options.weights in IN_FLIGHT[self.device]:
             flags += ["--quantization", IN_FLIGHT[self.device][options.weights]]
+        if options.weights == "modelopt_fp8":
+            flags += ["--quantization", "modelopt"]
         if options.tensor_parallel > 1:
             flags += ["--tensor-parallel-size", str(options.tensor_parallel)]
         if options.speculation is not None:
@@ -178,6 +169,11 @@ def _cpu_flags(options: EngineOptions) -> list[str]:
     drafted = options.speculation.tokens if options.speculation else 0
     budget = options.context + options.max_requests * (1 + drafted)
     return ["--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", str(budget)]
+
+
+def _kv_cache(options: EngineOptions) -> str:
+    """vLLM's --kv-cache-dtype; "auto" would take FP8 from a checkpoint that brings scales for it, as modelopt's do."""
+    return "bfloat16" if (options.weights, options.kv_cache) == ("modelopt_fp8", "bf16") else KV_CACHE[options.kv_cache]
 
 
 def _speculation(options: EngineOptions) -> dict:
