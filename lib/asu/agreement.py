@@ -8,6 +8,7 @@ import pandas as pd
 from asu import metrics, stats
 from asu.errors import AsuError
 
+_KEYS = ["task", "problem_id", "request_id"]
 SAME = 1e-12  # nat: below the engine's own rounding, above that of adding up
 
 MEASURES = {
@@ -29,20 +30,38 @@ def compare(requests: pd.DataFrame, events: pd.DataFrame, a: dict, b: dict, comp
     them have another log-probability, Σ |difference| [nat]. Where a text parts is read off its characters, by the mean
     characters per token, at most one: exact for the miniature, whose tokens are characters, too early for others.
     """
+    both, pair = _side_by_side(requests, events, a, b)
+    steps = _steps(both, *pair)
+    gaps = steps.assign(moved=steps.tokens.where(steps.gap > SAME, 0)).groupby("request_id", as_index=False).agg(
+        shared=("tokens", "sum"), moved=("moved", "sum"), gap=("gap", "sum"))
+    both = both.merge(gaps, on="request_id", how="left").fillna({"shared": 0, "moved": 0, "gap": 0.0})
+    return both.assign(comparison=comparison)[["comparison", *_KEYS, "changed", "flipped", "hit_change", "parted_at",
+                                               "shared", "moved", "gap"]]
+
+
+def positions(requests: pd.DataFrame, events: pd.DataFrame, a: dict, b: dict, comparison: str) -> pd.DataFrame:
+    """One row per token of equal text: comparison, task, problem_id, request_id, position [tok], gap [nat].
+
+    gap: distance of its log-probabilities; where events hold several tokens, one row each with the sum of theirs.
+    """
+    both, pair = _side_by_side(requests, events, a, b)
+    steps = _steps(both, *pair).merge(both[_KEYS], on="request_id").rename(columns={"end": "position"})
+    return steps.assign(comparison=comparison)[["comparison", *_KEYS, "position", "gap"]]
+
+
+def _side_by_side(requests: pd.DataFrame, events: pd.DataFrame, a: dict, b: dict
+                  ) -> tuple[pd.DataFrame, list[pd.DataFrame]]:
+    """(requests that both runs finished, with changed, flipped, hit_change and parted_at; the two runs' events)."""
     one, two = _of_run(requests, a), _of_run(requests, b)
-    keys = ["task", "problem_id", "request_id"]
-    columns = [*keys, "run", "text", "hit", "output_tokens"]
-    both = one[columns].merge(two[columns], on=keys, suffixes=("_a", "_b"), validate="one_to_one")
+    columns = [*_KEYS, "run", "text", "hit", "output_tokens"]
+    both = one[columns].merge(two[columns], on=_KEYS, suffixes=("_a", "_b"), validate="one_to_one")
     both["changed"] = (both.text_a != both.text_b).astype(float)
     both["flipped"] = (both.hit_a != both.hit_b).astype(float)
     both["hit_change"] = both.hit_b - both.hit_a
     length = [len(os.path.commonprefix(texts)) for texts in zip(both.text_a, both.text_b, strict=True)]
     per_character = np.minimum(1.0, both.output_tokens_a / both.text_a.str.len())
     both["parted_at"] = np.where(both.changed == 1, np.floor(length * per_character), both.output_tokens_a)
-    gaps = _gaps(both, events[events.run == one.run.iloc[0]], events[events.run == two.run.iloc[0]])
-    both = both.merge(gaps, on="request_id", how="left").fillna({"shared": 0, "moved": 0, "gap": 0.0})
-    return both.assign(comparison=comparison)[["comparison", *keys, "changed", "flipped", "hit_change", "parted_at",
-                                               "shared", "moved", "gap"]]
+    return both, [events[events.run == run.run.iloc[0]] for run in (one, two)]
 
 
 def _of_run(requests: pd.DataFrame, wanted: dict) -> pd.DataFrame:
@@ -54,8 +73,8 @@ def _of_run(requests: pd.DataFrame, wanted: dict) -> pd.DataFrame:
     return r[r.finished].assign(text=metrics.texts(r[r.finished]))
 
 
-def _gaps(both: pd.DataFrame, a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
-    """shared, moved and gap per request, token by token before the texts part.
+def _steps(both: pd.DataFrame, a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
+    """request_id, end [tok], tokens, gap [nat], token by token before the texts part.
 
     Where one run got several tokens in one event, the other's are summed up to the same token.
     """
@@ -67,9 +86,7 @@ def _gaps(both: pd.DataFrame, a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
     one, two = (_up_to(common, each) for each in ends)
     steps = common.assign(tokens=common.groupby("request_id").end.diff().fillna(common.end), gap=(one - two).abs())
     steps = steps.merge(both[["request_id", "parted_at"]], on="request_id").dropna(subset=["gap"])
-    steps = steps[steps.end <= steps.parted_at]
-    return steps.assign(moved=steps.tokens.where(steps.gap > SAME, 0)).groupby("request_id", as_index=False).agg(
-        shared=("tokens", "sum"), moved=("moved", "sum"), gap=("gap", "sum"))
+    return steps.loc[steps.end <= steps.parted_at, ["request_id", "end", "tokens", "gap"]]
 
 
 def _up_to(common: pd.DataFrame, ends: pd.DataFrame) -> pd.Series:
