@@ -250,6 +250,9 @@ class FakeAdapter:
     def check(self, options, model, source="") -> None:
         return None
 
+    def check_sampling(self, options, sampling) -> None:
+        return None
+
     def gauges(self, text: str) -> dict[str, float]:
         values = dict(line.split() for line in text.splitlines() if not line.startswith("#"))
         return {name: float(values[sample]) for name, sample in GAUGES.items() if sample in values}

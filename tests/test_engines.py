@@ -122,7 +122,7 @@ def test_vllm_options_reach_their_flags(on, folder):
     assert flag(argv, "--scheduling-policy") == "priority" and flag(argv, "--load-format") == "dummy"
     assert "--enable-prefix-caching" in argv and "--no-enable-prefix-caching" not in argv
     assert json.loads(flag(argv, "--speculative-config")) == {
-        "method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4}
+        "method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 2, "prompt_lookup_max": 4}
     assert "--enforce-eager" not in argv
 
 
@@ -170,7 +170,7 @@ def test_development_endpoints_only_where_the_prefix_cache_needs_them(on, folder
     (dict(memory_share=0.5), "memory_share.*kv_pool_tokens"),
     (dict(kv_pool_tokens=5000), "multiple of the block of 32 tokens.*5024"),
     (dict(kv_pool_tokens=4096, context=4096), "cannot hold one context.*at least 4128"),
-    (dict(speculation=Speculation(method="draft", tokens=2, draft="/nowhere/at/all")), "no draft model"),
+    (dict(speculation=Speculation(method="draft", tokens=2, draft="nobody")), "unknown model 'nobody'"),
 ])
 def test_vllm_on_the_cpu_refuses(on, folder, options, message):
     on("cpu")

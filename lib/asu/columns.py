@@ -1,5 +1,7 @@
 """Every column of the frames: unit and meaning, for the report's page and for the test that no column lacks one."""
 
+from asu.specs import MOST_DRAFTED
+
 LABELS = {
     "run": ("", "first characters of the run's digest"),
     "engine": ("", "serving engine"),
@@ -89,6 +91,9 @@ ENGINE = {
     "prefix_hits": ("tok", "prompt tokens found there, cumulative"),
     "spec_drafted": ("tok", "tokens drafted by speculation, cumulative"),
     "spec_accepted": ("tok", "drafted tokens kept, cumulative"),
+    "spec_drafts": ("", "drafts made, one per request and step, cumulative; only where the engine speculated"),
+    **{f"spec_accepted_{i}": ("tok", f"drafted tokens kept at position {i} of a draft, cumulative; likewise")
+       for i in range(MOST_DRAFTED)},
 }
 
 HOST = {

@@ -12,9 +12,10 @@ import pynvml
 
 from asu.client import NAN, Clock
 from asu.errors import AsuError
+from asu.specs import MOST_DRAFTED
 
 ENGINE = ["t_s", "kv_use", "running", "waiting", "preemptions", "prefix_queries", "prefix_hits"]
-SPECULATION = ["spec_drafted", "spec_accepted"]
+SPECULATION = ["spec_drafted", "spec_accepted", "spec_drafts", *(f"spec_accepted_{i}" for i in range(MOST_DRAFTED))]
 HOST = ["t_s", "cpu_share", "rss_bytes", "gpu_util", "gpu_memory_bytes", "gpu_power_w", "gpu_energy_j"]
 MEMBERS_EVERY = 10  # samples between two looks at which processes belong to the engine: that reads all of /proc
 PATIENCE_S = 1.0  # how long an exit waits for a poll under way

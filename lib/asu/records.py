@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from asu import paths, tasks
 from asu.errors import AsuError
 from asu.journal import write
-from asu.specs import RunSpec, canonical, digest, parse
+from asu.specs import MOST_DRAFTED, RunSpec, canonical, digest, parse
 from asu.workload import Request
 
 _INT, _FLOAT, _TEXT = pa.int32(), pa.float64(), pa.string()
@@ -33,6 +33,8 @@ EVENTS = pa.schema([("request_id", _TEXT), ("session", _INT), ("t_100us", _INT),
                     ("answer_tokens", _INT), ("logprob", _FLOAT)])
 ENGINE = ("kv_use", "running", "waiting", "preemptions", "prefix_queries", "prefix_hits", "spec_drafted",
           "spec_accepted")
+# Kept only where the engine told them: 16 empty columns would outweigh the rest.
+SPECULATION = ("spec_drafts", *(f"spec_accepted_{i}" for i in range(MOST_DRAFTED)))
 HOST = ("cpu_share", "rss_bytes", "gpu_util", "gpu_memory_bytes", "gpu_power_w", "gpu_energy_j")
 PARQUET = ("requests", "events", "engine", "host")
 
@@ -134,7 +136,7 @@ def _table(path: Path, data: bytes, schema: pa.Schema) -> pa.Table:
         table = pq.read_table(pa.BufferReader(data))
     except pa.ArrowInvalid as error:
         raise AsuError(f"{path} cannot be read ({error})", redo(path.parent)) from error
-    if table.schema.names != schema.names:
+    if [name for name in table.schema.names if name not in SPECULATION] != schema.names:
         raise AsuError(f"{path} has the columns {table.schema.names}, not {schema.names}", redo(path.parent))
     return table
 
@@ -237,11 +239,11 @@ def _events_table(wanted: list[Request], by_id: dict[str, dict]) -> pa.Table:
 
 def _gauge_table(name: str, records: list[dict]) -> pa.Table:
     """Gauges of all sessions over time; what the engine did not tell is NaN."""
-    schema = _schema(name)
+    gauges = [record for record in records if record["kind"] == "gauges"]
+    told = [column for column in SPECULATION if any(column in record[name] for record in gauges)]
+    schema = pa.schema([*_schema(name), *((column, _FLOAT) for column in told)])
     columns = {field.name: [] for field in schema}
-    for record in records:
-        if record["kind"] != "gauges":
-            continue
+    for record in gauges:
         size = len(record[name]["t_s"])
         columns["session"] += [record["session"]] * size
         for column in schema.names[1:]:

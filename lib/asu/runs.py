@@ -31,7 +31,7 @@ from asu.errors import AsuError
 from asu.journal import Journal, locked, space, write
 from asu.monitor import Monitor
 from asu.progress import Silent
-from asu.records import ENGINE, HOST, Run, Store, finish, pretty, read, read_spec, redo, tables
+from asu.records import ENGINE, HOST, SPECULATION, Run, Store, finish, pretty, read, read_spec, redo, tables
 from asu.specs import EngineOptions, RunSpec, digest
 from asu.workload import PREFIX_VERSION, Request, fixed_length, lengths_path, requests
 
@@ -62,7 +62,7 @@ def inputs(spec: RunSpec) -> dict:
         "engine": spec.engine,
         "engine_version": engines.get(spec.engine).version(),
         "weights": _weights_digest(spec.model, spec.options),
-        "draft": draft and (_weights_digest(draft) if draft in models.CATALOGUE else draft),
+        "draft": draft and _weights_digest(draft, EngineOptions(random_weights=spec.options.random_weights)),
         "problems": None if generated else _problems_digest(spec.task, spec.problems),
         "prompt": PROMPT_VERSION,
         "lengths": recorded,
@@ -260,7 +260,7 @@ class Session:
         for name, frame in (("engine", self.monitor.engine_frame()), ("host", self.monitor.host_frame())):
             new = frame[self.gauges_kept[name]:]
             self.gauges_kept[name] = len(frame)
-            columns = [column for column in (ENGINE if name == "engine" else HOST) if column in new]
+            columns = [column for column in ((*ENGINE, *SPECULATION) if name == "engine" else HOST) if column in new]
             record[name] = {"t_s": (new["t_s"] + self.shift_s).tolist(), **new[columns].to_dict("list")}
         return record
 

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from asu.errors import AsuError
 
+MOST_DRAFTED = 16  # tokens a step; as many counters are kept
+
 
 class Spec(BaseModel):
     """Strict and frozen: a misspelt or ill-typed field is an error, never a default."""
@@ -65,16 +67,24 @@ Load = Annotated[Batch | Closed | Gamma | Trace, Field(discriminator="kind")]
 
 
 class Speculation(Spec):
-    """Speculative decoding: draft `tokens` tokens a step by prompt look-up or with the model named `draft`."""
+    """Speculative decoding: draft `tokens` tokens a step by prompt look-up or with the model named `draft`.
+
+    acceptance: with random weights, whose drafts no target would accept, the mean tokens a step shall yield, from 1 to
+    tokens + 1; accepted and rejected by lot.
+    """
 
     method: Literal["ngram", "draft"]
-    tokens: int = Field(gt=0, le=16)
+    tokens: int = Field(gt=0, le=MOST_DRAFTED)
     draft: str | None = None
+    acceptance: float | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _draft_named(self):
         if (self.method == "draft") != (self.draft is not None):
             raise ValueError("speculation: method 'draft' names a draft model, method 'ngram' does not")
+        if self.acceptance is not None and (self.method == "ngram" or self.acceptance > self.tokens + 1):
+            raise ValueError("speculation: acceptance goes with method 'draft' and is at most tokens + 1 "
+                             "(prompt look-up finds nothing to draft in random text)")
         return self
 
 
@@ -92,6 +102,13 @@ class EngineOptions(Spec):
     scheduling: Literal["fcfs", "priority"] = "fcfs"
     tensor_parallel: int = Field(default=1, gt=0)
     random_weights: bool = False  # real shapes, random numbers: for `replay`, where accuracy has no meaning
+
+    @model_validator(mode="after")
+    def _no_made_up_acceptance(self):
+        if self.speculation and self.speculation.acceptance is not None and not self.random_weights:
+            raise ValueError("speculation: a set acceptance makes nonsense of what a model says; it needs "
+                             "random_weights")
+        return self
 
 
 class Sampling(Spec):

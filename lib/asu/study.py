@@ -276,7 +276,9 @@ class Study:
 def _check(spec: RunSpec) -> None:
     """AsuError if the engine cannot do on this machine what the spec asks."""
     model = models.get(spec.model)
-    engines.get(spec.engine).check(spec.options, model, base.source(model, spec.options))
+    engine = engines.get(spec.engine)
+    engine.check(spec.options, model, base.source(model, spec.options))
+    engine.check_sampling(spec.options, spec.sampling)
 
 
 def env_inputs(env: dict) -> dict:

@@ -14,10 +14,10 @@ from pathlib import Path
 import pynvml
 from prometheus_client.parser import text_string_to_metric_families
 
-from asu import paths, quantise, shapes
+from asu import models, paths, quantise, shapes
 from asu.errors import AsuError
 from asu.models import Model
-from asu.specs import EngineOptions
+from asu.specs import EngineOptions, Sampling
 
 CUMULATIVE_USAGE = {"include_usage": True, "continuous_usage_stats": True}  # for engines whose events bring no ids
 ADA = (8, 9)  # the first capability with FP8 matrix units
@@ -63,6 +63,9 @@ class Engine(ABC):
     @abstractmethod
     def check(self, options: EngineOptions, model: Model, source: str) -> None:
         """Raise AsuError if this engine on this machine cannot do what `options` ask, naming what it can."""
+
+    def check_sampling(self, options: EngineOptions, sampling: Sampling) -> None:  # noqa: B027
+        """Raise AsuError if this engine on this machine draws tokens wrongly with these options."""
 
     @abstractmethod
     def command(self, model: Model, source: str, options: EngineOptions, host: str, port: int,
@@ -157,6 +160,17 @@ def samples(text: str, names: dict[str, str]) -> dict[str, float]:
     return found
 
 
+def samples_by(text: str, name: str, label: str) -> dict[str, float]:
+    """{value of `label`: sum of the samples called `name` with it} in Prometheus `text`."""
+    lines = [line for line in text.splitlines() if line.startswith(name + "{")]
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families("\n".join(lines) + "\n"):
+        for sample in family.samples:
+            value = sample.labels.get(label, "")
+            found[value] = found.get(value, 0.0) + sample.value
+    return found
+
+
 def labels(text: str, name: str) -> dict[str, str]:
     """Labels of the first sample called `name` in Prometheus `text`; empty if there is none."""
     lines = [line for line in text.splitlines() if line.startswith(name + "{")]
@@ -184,10 +198,42 @@ def source(model: Model, options: EngineOptions) -> str:
     return model.hub
 
 
+def draft(options: EngineOptions) -> tuple[Model, str]:
+    """The draft model of a speculation and where its weights come from: as they are, whatever the target's format."""
+    model = models.get(options.speculation.draft)
+    return model, source(model, EngineOptions(random_weights=options.random_weights))
+
+
 def config(source: str) -> dict:
     """config.json of a local weights folder; empty for a hub id, which only the engine can resolve."""
     file = Path(source) / "config.json"
     return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def vocabulary(source: str) -> tuple[int | None, dict[int, str]]:
+    """(ids the model scores, text by id) of a local folder; (None, {}) for a hub id, which only the engine reads."""
+    file = Path(source) / "tokenizer.json"
+    if not file.is_file():
+        return None, {}
+    held = json.loads(file.read_text())
+    pieces = held["model"].get("vocab", {})  # a list of [piece, score] in unigram models
+    texts = {i: piece[0] for i, piece in enumerate(pieces)} if isinstance(pieces, list) else \
+        {i: text for text, i in pieces.items()}
+    return config(source).get("vocab_size"), texts | {t["id"]: t["content"] for t in held.get("added_tokens", [])}
+
+
+def check_vocabulary(model: Model, source: str, draft: Model, draft_source: str) -> None:
+    """Raise AsuError unless both models mean the same token by each id; a model of the hub is left to the engine."""
+    (size, texts), (draft_size, draft_texts) = vocabulary(source), vocabulary(draft_source)
+    if size is None or draft_size is None:
+        return
+    why = f"{draft.name} has {draft_size} ids, {model.name} {size}" if size != draft_size else None
+    parted = next((i for i in sorted(texts.keys() | draft_texts.keys()) if texts.get(i) != draft_texts.get(i)), None)
+    if why is None and parted is not None:
+        why = f"id {parted} is {draft_texts.get(parted)!r} in {draft.name} and {texts.get(parted)!r} in {model.name}"
+    if why:
+        raise AsuError(f"{draft.name} cannot draft for {model.name}, its vocabulary is another one: {why}",
+                       "name a draft model with the same tokenizer, or use speculation method: ngram")
 
 
 def check_weights(model: Model, source: str, random_weights: bool) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 from asu.engines import base
 from asu.errors import AsuError
 from asu.models import Model
-from asu.specs import EngineOptions
+from asu.specs import EngineOptions, Sampling
 
 # The CPU attention kernel wants multiples of 32 tokens per block; GPUs take the finest, for the least rounding.
 BLOCK_TOKENS = {"cpu": 32, "gpu": 16}
+LOOKUP = (2, 4)  # shortest and longest end of the text that prompt look-up seeks earlier in it [tokens]
 CPU_KV_GIB = 1  # KV memory on the CPU when no pool size is asked for: 400 k tokens of a 4 M-parameter model
 
 WEIGHTS = {"cpu": ("bf16", "fp8", "w4a16", "w8a8"),
@@ -35,6 +36,7 @@ class VLLM(base.Engine):
         "prefix_hits": "vllm:prefix_cache_hits_total",
         "spec_drafted": "vllm:spec_decode_num_draft_tokens_total",
         "spec_accepted": "vllm:spec_decode_num_accepted_tokens_total",
+        "spec_drafts": "vllm:spec_decode_num_drafts_total",
     }
     reset_path = "/reset_prefix_cache"
 
@@ -46,6 +48,10 @@ class VLLM(base.Engine):
     @property
     def warm_module(self) -> str | None:
         return "asu.engines.warm" if self.device == "cpu" else None
+
+    def gauges(self, text: str) -> dict[str, float]:
+        by_position = base.samples_by(text, "vllm:spec_decode_num_accepted_tokens_per_pos_total", "position")
+        return super().gauges(text) | {f"spec_accepted_{place}": value for place, value in by_position.items()}
 
     def check(self, options: EngineOptions, model: Model, source: str) -> None:
         device = self.device
@@ -75,9 +81,24 @@ class VLLM(base.Engine):
                            f"raise kv_pool_tokens to at least {-(-options.context // block) * block + block}, "
                            "or lower context")
         if options.speculation is not None and options.speculation.draft is not None:
-            draft = Path(options.speculation.draft)
-            if draft.is_absolute() and not draft.is_dir():
-                raise AsuError(f"no draft model in {draft}", "name a folder with weights or a hub id")
+            self._check_draft(options, model, source)
+
+    def _check_draft(self, options: EngineOptions, model: Model, source: str) -> None:
+        draft, draft_source = base.draft(options)
+        base.check_weights(draft, draft_source, options.random_weights)
+        base.check_vocabulary(model, source, draft, draft_source)
+        if options.speculation.acceptance is not None and self.device == "cpu":
+            raise AsuError("vLLM on the CPU cannot accept drafts by lot (0.32: \"Synthetic acceptance not supported "
+                           "with CPU sampling\")", "leave acceptance out, or run where a GPU is")
+
+    def check_sampling(self, options: EngineOptions, sampling: Sampling) -> None:
+        # Its CPU stand-in for a GPU kernel drops the temperature and top-p of drafted tokens and reads whatever the
+        # memory held (vLLM issue 55005, seen with 0.32): no answer of the miniature was right any more. Greedy
+        # requests go another way.
+        if self.device == "cpu" and options.speculation is not None and sampling.temperature > 0:
+            raise AsuError(f"vLLM on the CPU draws wrong tokens when it speculates at temperature "
+                           f"{sampling.temperature:g}: it verifies drafts with an undefined temperature (issue 55005)",
+                           "set temperature to 0, where it is exact, leave speculation out, or run where a GPU is")
 
     def _kv_caches(self) -> tuple[str, ...]:
         """KV formats of this machine. Hopper rejects E5M2 with both attention backends it has (seen with 0.25.1)."""
@@ -177,9 +198,17 @@ def _kv_cache(options: EngineOptions) -> str:
 
 
 def _speculation(options: EngineOptions) -> dict:
-    """vLLM's --speculative-config; prompt look-up matches at most as many tokens as it drafts."""
+    """vLLM's --speculative-config. How long a match prompt look-up wants hangs not on how much it drafts."""
     asked = options.speculation
     common = {"num_speculative_tokens": asked.tokens}
     if asked.method == "ngram":
-        return {"method": "ngram", "prompt_lookup_max": asked.tokens, **common}
-    return {"method": "draft_model", "model": asked.draft, **common}
+        return {"method": "ngram", "prompt_lookup_min": LOOKUP[0], "prompt_lookup_max": LOOKUP[1], **common}
+    draft, source = base.draft(options)
+    chosen = {"method": "draft_model", "model": source, **common}
+    if not Path(source).is_dir():
+        chosen["revision"] = draft.revision
+    if options.tensor_parallel > 1:
+        chosen["draft_tensor_parallel_size"] = options.tensor_parallel
+    if asked.acceptance is not None:
+        chosen |= {"rejection_sample_method": "synthetic", "synthetic_acceptance_length": asked.acceptance}
+    return chosen
