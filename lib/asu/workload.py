@@ -115,11 +115,14 @@ def _max_tokens(spec: RunSpec, lengths: dict | None, problem_id: str, repeat: in
 
 
 def _thinking_tokens(spec: RunSpec, lengths: dict | None, problem_id: str, repeat: int) -> int | None:
-    """How many of a replayed request's tokens were thinking when it was recorded; None where that is not known."""
+    """How many of a replayed request's tokens count as thinking, by the recording; None: as the model's stream says.
+
+    A row without a number was cut off at the recording's own limit with no end of thinking in sight: all of it.
+    """
     if lengths is None or spec.prefix is not None or not spec.options.random_weights:
         return None
-    recorded = lengths[problem_id, repeat].get("thinking_tokens")
-    return int(recorded) if recorded else None
+    row = lengths[problem_id, repeat]
+    return int(row["thinking_tokens"] or row["output_tokens"]) if "thinking_tokens" in row else None
 
 
 def _generated_problems(spec: RunSpec, lengths: dict) -> list[tasks.Problem]:

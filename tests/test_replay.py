@@ -1,0 +1,58 @@
+"""Replay with random weights: recorded thinking in place of what random weights say, no texts, no grades."""
+
+import numpy as np
+import pytest
+from asu import records, workload
+from asu.specs import Closed, EngineOptions, RunSpec, Sampling
+
+SPEC = RunSpec(model="r1-qwen-7b", task="math500", problems=12, lengths="r1-qwen-7b-math500-level5", load=Closed(
+    concurrency=4), options=EngineOptions(random_weights=True, context=4096), sampling=Sampling(budget=3000))
+
+
+def record(request, step=4):
+    """A journal's record of a request whose stream brought `step` tokens an event, all said to be thinking."""
+    counts = [step] * (request.max_tokens // step) + [request.max_tokens % step] * bool(request.max_tokens % step)
+    row = {name: 0 for name in records.REQUESTS.names} | {
+        "request_id": request.id, "problem_id": request.problem.id, "task": "math500", "finish_reason": "length",
+        "error": None, "thinking_text": "year life man", "answer_text": "way", "expected": "", "due_s": 0.0,
+        "output_tokens": request.max_tokens, "thinking_tokens": request.max_tokens, "answer_tokens": 0,
+        "event_tokens": request.max_tokens, "visible_s": None, "end_s": 9.0}
+    return {"kind": "request", "row": row, "events": [(0.1 * i, count, 0) for i, count in enumerate(counts)]}
+
+
+@pytest.fixture(scope="module")
+def wanted():
+    return workload.requests(SPEC)
+
+
+def test_the_recorded_thinking_is_what_is_replayed(wanted):
+    recorded = workload.recorded_lengths(SPEC.lengths)
+    for request in wanted:
+        row = recorded[request.problem.id, 0]
+        assert request.thinking_tokens == int(row["thinking_tokens"] or row["output_tokens"])
+    plain = SPEC.model_copy(update={"model": "qwen2.5-math-7b", "lengths": "qwen2.5-math-7b-math500-level5"})
+    assert {request.thinking_tokens for request in workload.requests(plain)} == {0}
+
+
+def test_thinking_ends_where_it_did_and_no_token_is_lost(wanted):
+    made = records.tables(SPEC, wanted, [record(request) for request in wanted])
+    requests, events = made["requests"].to_pandas(), made["events"].to_pandas()
+    for request, row in zip(wanted, requests.itertuples(), strict=True):
+        thinking = min(request.thinking_tokens, request.max_tokens)
+        assert (row.thinking_tokens, row.answer_tokens) == (thinking, request.max_tokens - thinking)
+        stream = events[events.request_id == request.id]
+        assert stream.thinking_tokens.sum() == thinking
+        assert stream.thinking_tokens.sum() + stream.answer_tokens.sum() == row.event_tokens == request.max_tokens
+        if row.answer_tokens:
+            assert row.visible_s == pytest.approx(0.1 * (thinking // 4))
+        else:
+            assert np.isnan(row.visible_s), "cut off while it would still have thought"
+        assert row.thinking_text == row.answer_text == ""
+    assert requests.outcome.isna().all()
+    assert requests.visible_s.isna().any() and requests.visible_s.notna().any(), "the test sees both kinds"
+
+
+def test_what_was_not_recorded_stays_as_the_stream_said(wanted):
+    unknown = [workload.replace(request, thinking_tokens=None) for request in wanted]
+    made = records.tables(SPEC, unknown, [record(request) for request in wanted])["requests"].to_pandas()
+    assert (made.thinking_tokens == made.output_tokens).all() and made.visible_s.isna().all()
