@@ -75,6 +75,11 @@ _ALL = [
 CATALOGUE = {model.name: model for model in _ALL}
 
 
+def parameters(size: str) -> float:
+    """Number of parameters from a size as printed: "4M", "0.6B"."""
+    return float(size[:-1]) * {"M": 1e6, "B": 1e9}[size[-1]]
+
+
 def get(name: str) -> Model:
     """The model called `name`, or an error that lists the names there are."""
     if name not in CATALOGUE:

@@ -11,6 +11,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from asu import style
 from asu.effects import CONTROL, EFFECTS
+from asu.models import parameters
 from asu.plots.core import legend, need, paper_handle, select
 
 _COLUMNS = 4  # panels side by side
@@ -18,22 +19,28 @@ _APART = 0.36  # vertical distance of the two roles of one row
 
 
 @style.styled
-def effects(table: pd.DataFrame, *, paper: pd.DataFrame | None = None) -> Figure:
+def effects(table: pd.DataFrame, *, paper: pd.DataFrame | None = None, by: str = "metric") -> Figure:
     """Forest plot: a panel per metric, a row per pair and arm value (the control first), the roles one above the other.
+
+    by: "task" for a table of one metric made by task: a panel per problem set then, the paper's marks by `task` too.
 
     table: of `effects.table`, that of the control among it: size, role, arm, metric, how, value, lo, hi, note.
     paper: arm, metric, value, and role or size where they matter; hollow marks. Ratios on a logarithmic axis with a
     line at 1, differences of accuracy in points with a line at 0. What was not measured is a gap with its reason.
     """
     need(table, ["size", "role", "arm", "metric", "how", "value", "lo", "hi", "note"], "effects")
-    names = [name for name in EFFECTS if name in set(table["metric"])]
+    names = [name for name in EFFECTS if name in set(table["metric"])] if by == "metric" else style.ordered(
+        table[by], style.TASKS)
     rows = _rows(table)
     columns = min(_COLUMNS, len(names))
     lines = -(-len(names) // columns)
     figure = Figure(figsize=(style.WIDTH, lines * (0.75 + 0.36 * len(rows)) + 0.6), layout="constrained")
     axes = list(figure.subplots(lines, columns, sharey=True, squeeze=False).flat)
     for ax, name in zip(axes, names, strict=False):
-        _panel(ax, select(table, metric=name), select(paper, metric=name), rows, EFFECTS[name])
+        here = select(table, **{by: name})
+        effect = EFFECTS[here["metric"].iloc[0]]
+        _panel(ax, here, select(paper, **{"metric": effect.name, by: name}), rows, effect)
+        ax.set_title(_title(effect) if by == "metric" else f"{style.task(name).label}\n{_title(effect)}", fontsize=9)
     for ax in axes[len(names):]:
         ax.remove()
     looks = [style.role(role) for role in style.ordered(table["role"], style.ROLES)]
@@ -46,12 +53,8 @@ def _rows(table: pd.DataFrame) -> list[tuple[str, str]]:
     """(size, arm value) of every row from top to bottom: the largest model first, its control before the rest."""
     arms = sorted(dict.fromkeys(table["arm"]), key=lambda arm: not arm.startswith(CONTROL))
     present = set(zip(table["size"], table["arm"], strict=True))
-    sizes = sorted(set(table["size"]), key=_parameters, reverse=True)
+    sizes = sorted(set(table["size"]), key=parameters, reverse=True)
     return [(size, arm) for size in sizes for arm in arms if (size, arm) in present]
-
-
-def _parameters(size: str) -> float:
-    return float(size.rstrip("BM")) * (1000 if size.endswith("B") else 1)
 
 
 def _panel(ax: Axes, here: pd.DataFrame, theirs: pd.DataFrame, rows: list[tuple[str, str]], effect) -> None:
@@ -72,7 +75,6 @@ def _panel(ax: Axes, here: pd.DataFrame, theirs: pd.DataFrame, rows: list[tuple[
                     markersize=5, zorder=4)
             shown.append(row.value * scale)
     ax.axvline(nothing, color=style.INK, linewidth=0.8, zorder=1)
-    ax.set_title(_title(effect), fontsize=9)
     ax.set_yticks(range(len(rows)), [f"{size} {arm}" for size, arm in rows], fontsize=8)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.grid(axis="y", visible=False)
