@@ -1,8 +1,9 @@
 """Replay with random weights: recorded thinking in place of what random weights say, no texts, no grades."""
 
 import numpy as np
+import pandas as pd
 import pytest
-from asu import records, workload
+from asu import claims, records, workload
 from asu.specs import Closed, EngineOptions, RunSpec, Sampling
 
 SPEC = RunSpec(model="r1-qwen-7b", task="math500", problems=12, lengths="r1-qwen-7b-math500-level5", load=Closed(
@@ -56,3 +57,16 @@ def test_what_was_not_recorded_stays_as_the_stream_said(wanted):
     unknown = [workload.replace(request, thinking_tokens=None) for request in wanted]
     made = records.tables(SPEC, unknown, [record(request) for request in wanted])["requests"].to_pandas()
     assert (made.thinking_tokens == made.output_tokens).all() and made.visible_s.isna().all()
+
+
+def test_twins_recorded_on_different_problems_are_compared_set_against_set():
+    rng = np.random.default_rng(0)
+    rows = [dict(pair="7b", size="7B", role=role, task="math500", load="closed32", problem_id=f"{role}-{i}", repeat=0,
+                 difficulty=5.0, output_tokens=100, due_s=0.0, sent_s=0.0, first_s=0.1, visible_s=0.2, last_s=seconds,
+                 end_s=seconds, error=None, outcome=None, thinking_tokens=0, answer_tokens=100, event_tokens=100,
+                 finish_reason="length", max_tokens=100, run=role, session=0, batch=-1)
+            for role, scale in (("RLLM", 8.0), ("LLM", 2.0)) for i, seconds in enumerate(rng.uniform(1, 3, 40) * scale)]
+    apart = claims.running_time.time_ratio(pd.DataFrame(rows))
+    assert apart.lo < 4 < apart.hi and apart.hi - apart.lo < 2
+    shared = pd.DataFrame(rows).assign(problem_id=[f"p{i % 40}" for i in range(80)])
+    assert claims.running_time.time_ratio(shared).value == apart.value

@@ -39,14 +39,14 @@ def _equal(arm: str, ignore: tuple[str, ...]) -> list[str]:
 
 
 def contrast(frame: pd.DataFrame, arm: str, a, b, make: Callable[[pd.DataFrame], stats.Statistic], *,
-             combine=stats.difference, ignore: tuple[str, ...] = ()) -> list[stats.Statistic]:
+             combine=stats.difference, ignore: tuple[str, ...] = (), paired: bool = True) -> list[stats.Statistic]:
     """combine(arm a, arm b) of the statistic that `make` makes from rows, one per combination of equal settings.
 
-    AsuError where no combination has both arms, or where the two arms were asked different problems.
+    AsuError where no combination has both arms, or where the two arms were asked different problems although `paired`.
     """
     parts = []
     for in_a, in_b in arms(frame, arm, a, b, ignore):
-        if "problem_id" in frame and set(frame.problem_id[in_a]) != set(frame.problem_id[in_b]):
+        if paired and "problem_id" in frame and set(frame.problem_id[in_a]) != set(frame.problem_id[in_b]):
             raise AsuError(f"{a} and {b} were asked different problems", "compare runs over the same problems")
         parts.append(combine(stats.on(in_a, make(frame[in_a])), stats.on(in_b, make(frame[in_b]))))
     if not parts:

@@ -80,25 +80,31 @@ def tokens_slope_llm(requests: pd.DataFrame, **options) -> Estimate:
     return _within_sets(requests, "LLM", _token_slope, **options)
 
 
-def _both_roles(timed: pd.DataFrame) -> pd.DataFrame:
-    """Requests of the problems that were timed with both roles of a pair: an answer of one token has no time."""
-    keys = [k for k in ("pair", "task", "problem_id") if k in timed]
-    return timed[timed.groupby(keys).role.transform("nunique") == 2].reset_index(drop=True)
+def _twins(requests: pd.DataFrame, make, combine, average, **options) -> Estimate:
+    """combine(RLLM, LLM) of what `make` makes from the problems timed with both: an answer of one token has no time.
+
+    Where no problem was asked of both (their lengths were recorded on different ones) set stands against set, and each
+    twin's problems are resampled by themselves.
+    """
+    r = _timed(requests)
+    keys = [k for k in ("pair", "task", "problem_id") if k in r]
+    shared = r[r.groupby(keys).role.transform("nunique") == 2].reset_index(drop=True)
+    paired = len(shared) > 0
+    r = shared if paired else r
+    parts = contrast(r, "role", "RLLM", "LLM", make, combine=combine, paired=paired)
+    return stats.bootstrap(average(parts), r.problem_id, strata=r[["task"] if paired else ["task", "role"]], **options)
 
 
 @number("03.time_slope_difference", "ln(s)/SD", "requests", per_task=True)
 def time_slope_difference(requests: pd.DataFrame, **options) -> Estimate:
     """Growth of log time with difficulty, RLLM − LLM, paired by problem, mean over sets and sizes."""
-    r = _both_roles(_timed(requests))
-    return over_problems(r, stats.average(contrast(r, "role", "RLLM", "LLM", _time_slope)), **options)
+    return _twins(requests, _time_slope, stats.difference, stats.average, **options)
 
 
 @number("03.time_ratio", "×", "requests", per_task=True)
 def time_ratio(requests: pd.DataFrame, **options) -> Estimate:
     """Mean time per request, RLLM over LLM on the same problems, geometric mean over sets and sizes."""
-    r = _both_roles(_timed(requests))
-    parts = contrast(r, "role", "RLLM", "LLM", lambda rows: stats.mean(rows.service_s), combine=stats.ratio)
-    return over_problems(r, stats.geometric_mean(parts), **options)
+    return _twins(requests, lambda rows: stats.mean(rows.service_s), stats.ratio, stats.geometric_mean, **options)
 
 
 def _spread(r: pd.DataFrame, inside: np.ndarray) -> stats.Statistic:
