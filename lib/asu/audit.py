@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from asu import metrics, stats, tasks
 from asu.errors import AsuError
 from asu.stats import Estimate
 from asu.study import Study
-from asu.tasks import released
+from asu.tasks import grading, released
 
 Sides = tuple[pd.DataFrame, pd.DataFrame]  # requests measured honestly, and as released
 
@@ -110,6 +110,8 @@ class Flaw:
 
 
 FLAWS: dict[str, Flaw] = {}
+# those that change what is noted and not what is sent, so that one run shows both sides; counting events apart
+ON_SAME_RUNS = ("reasoning_field", "words", "window", "tbt", "survivors", "failures", "graders", "bucket", "wall_clock")
 
 
 def flaw(name: str, title: str, does: str, *touches: str):
@@ -193,7 +195,8 @@ def tbt_as_released(requests: pd.DataFrame, events: pd.DataFrame | None, assumed
 @flaw("survivors", "TTFVT of survivors only",
       "averages over requests that showed a visible token, and forgets the rest", "ttfvt")
 def survivors(requests: pd.DataFrame, events: pd.DataFrame | None, assumed: Assumed) -> Sides:
-    return requests, requests[requests.visible_s.notna()]
+    # without an end their waiting is not known; the rows stay, so that both sides of a comparison ask the same problems
+    return requests, requests.assign(end_s=requests.end_s.where(requests.visible_s.notna()))
 
 
 @flaw("barrier", "batches with a barrier", "sends a batch when the slowest request of the last one has ended",
@@ -217,7 +220,8 @@ def failures(requests: pd.DataFrame, events: pd.DataFrame | None, assumed: Assum
       "wrong")
 def graders(requests: pd.DataFrame, events: pd.DataFrame | None, assumed: Assumed) -> Sides:
     right = pd.Series([released.accepts(tasks.get(row.task).stands_for, row.expected, row.answer_text or "")
-                       for row in requests.itertuples()], requests.index, dtype=bool)
+                       if isinstance(row.outcome, str) else False for row in requests.itertuples()],
+                      requests.index, dtype=bool)
     outcome = requests.outcome.mask(~right & (requests.outcome == "correct"), "wrong")
     return requests, requests.assign(outcome=outcome.mask(right & requests.outcome.notna(), "correct"))
 
@@ -305,6 +309,23 @@ async def _refusals(requests: int, at_once: int) -> tuple[int, float]:
             refused += sum(isinstance(found, ConnectionRefusedError)
                            for found in await asyncio.gather(*tries, return_exceptions=True))
         return refused, time.monotonic() - began
+
+
+def forms() -> pd.DataFrame:
+    """Answers as models write them, and what two graders make of them: set, right answer, answer, ours, released.
+
+    ours is "correct", "wrong" or "unparsed"; the released client knows only "correct" and "wrong".
+    """
+    rows = []
+    for of, expected, text in released.FORMS:
+        ours = {True: "correct", False: "wrong", None: "unparsed"}[_OURS[of](expected, text).correct]
+        rows.append({"set": of, "right answer": expected, "answer": text, "here": ours,
+                     "released client": "correct" if released.accepts(of, expected, text) else "wrong"})
+    return pd.DataFrame(rows)
+
+
+_OURS = {"GSM8K": partial(grading.integer, last_number=True), "MATH-500": grading.mathematics,
+         "AIME 2024": grading.integer, "GPQA-diamond": partial(grading.choice, options={"A": "Paris", "B": "London"})}
 
 
 # --- flaw by flaw --------------------------------------------------------------------------------------------------

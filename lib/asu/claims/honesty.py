@@ -24,9 +24,9 @@ MADE_OF = {
     "04.domain_gap": "accuracy",
     "05.batch_time_ratio": "time", "05.batch_tps_ratio": "tps", "05.batch_ttfvt_ratio": "ttfvt",
     "05.batch_accuracy_change": "accuracy",
+    "09.time_ratio_ngram": "time", "09.tps_ratio_ngram": "tps", "09.ttfvt_ratio_ngram": "ttfvt",
+    "09.accuracy_change_ngram": "accuracy",
 }
-# those that need no second kind of run; thinking is hidden from a client that reads one field only on vLLM
-ON_ANY_RUN = ("chunks", "reasoning_field", "words", "window", "survivors", "failures", "graders", "wall_clock")
 
 
 def _per_event(requests: pd.DataFrame, events: pd.DataFrame, role: str, **options) -> Estimate:
@@ -112,7 +112,8 @@ def warm_ttft(passes: pd.DataFrame, **options) -> Estimate:
 
 
 def verdicts(claims: Iterable[Claim], frames: Mapping[str, Mapping[str, pd.DataFrame]],
-             flaws: Iterable[str] = ON_ANY_RUN, assumed: audit.Assumed | None = None, **options) -> pd.DataFrame:
+             flaws: Iterable[str] = ("chunks", *audit.ON_SAME_RUNS), assumed: audit.Assumed | None = None,
+             **options) -> pd.DataFrame:
     """Each claim decided honestly and with each flaw that touches its number: one row per claim and flaw.
 
     frames: by notebook ("04"), the frames its numbers are made from, and `events` where there are any.

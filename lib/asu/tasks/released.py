@@ -9,6 +9,22 @@ import re
 
 from asu.errors import AsuError
 
+# (the paper's set, the right answer, an answer as models write it): all but the last three of them are right
+FORMS = [
+    ("GSM8K", "42", "The answer is 42."), ("GSM8K", "42", "\\boxed{42}"), ("GSM8K", "42", "#### 42"),
+    ("GSM8K", "70000", "He made $70,000."), ("GSM8K", "42", "The answer is 42. That leaves 8 for Lea."),
+    ("MATH-500", "5", "Answer: 5"), ("MATH-500", "5", "\\boxed{5}"), ("MATH-500", "5", "**Answer: 5**"),
+    ("MATH-500", "5", "The answer is $\\boxed{5}$."), ("MATH-500", "0.75", "Answer: 3/4"),
+    ("MATH-500", "\\frac{4}{3}", "Answer: \\dfrac{4}{3}"), ("MATH-500", "70000", "Answer: 70,000"),
+    ("MATH-500", "1,-2", "Answer: -2, 1"), ("MATH-500", "x=5", "Answer: 5"),
+    ("AIME 2024", "42", "\\boxed{042}"), ("AIME 2024", "42", "The answer is $\\frac{84}{2} = 42$."),
+    ("GPQA-diamond", "B", "Answer: B"), ("GPQA-diamond", "B", "**Answer: B**"), ("GPQA-diamond", "B", "\\boxed{B}"),
+    ("GPQA-diamond", "B", "The answer is B."), ("GPQA-diamond", "B", "Answer: B) London"),
+    ("GPQA-diamond", "B", "The answer is A. Wait.\nAnswer: A\nNo: Answer: B"),
+    ("GSM8K", "42", "The answer is -42."), ("AIME 2024", "42", "The answer is not 42."),
+    ("GPQA-diamond", "B", "None of them, I would grab"),
+]
+
 # In this order, the last match of the first that matches anywhere; AIME's answers have at most three digits.
 _AIME = [re.compile(pattern, re.IGNORECASE | re.DOTALL) for pattern in (
     r"final answer is.*?\\boxed\{(\d+)\}", r"(?:answer|result)(?:\s+is\s+|\s*:\s*)\$?(\d+)\b", r"\\boxed\{(\d+)\}",
