@@ -27,12 +27,14 @@ from asu.plots.pilot import (
     swimlane,
     time_vs_difficulty,
 )
+from asu.plots.prefix_caching import break_even, prompt_costs
 
 __all__ = [
     "PAPER_RUNNING",
     "accuracy_by_level",
     "agreement",
     "batch_size",
+    "break_even",
     "budget_curve",
     "claims_picture",
     "domain_preference",
@@ -44,6 +46,7 @@ __all__ = [
     "length_by_outcome",
     "load_label",
     "outcomes",
+    "prompt_costs",
     "queue_over_time",
     "running_over_time",
     "straggler_summary",
