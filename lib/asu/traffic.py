@@ -41,6 +41,11 @@ def closest_seed(cvs: Sequence[float], n: int, among: int = 60) -> int:
     return min(range(among), key=distance)
 
 
+def gammas(rates: Sequence[float], cvs: Sequence[float]) -> list[dict]:
+    """The loads of a study whose arrivals have every rate [1/s] with every CV."""
+    return [{"kind": "gamma", "rate": rate, "cv": cv} for rate in rates for cv in cvs]
+
+
 def arrivals(due_s: Sequence[float]) -> tuple[float, float]:
     """(rate [1/s], CV of the gaps) that arrivals had; NaN where they span no time."""
     gaps = np.diff(np.sort(np.asarray(due_s, float)))
@@ -238,20 +243,25 @@ def work(requests: pd.DataFrame) -> float:
 
 # --- optimisations under bursts -------------------------------------------------------------------------------------
 
-ARMS = {"weights": "bf16", "kv_cache": "bf16", "prefix_caching": False, "speculation": "none"}  # arm -> its off value
+CONTROL = "trial"  # the runs with everything off, made again
+ARMS = {CONTROL: 0, "weights": "bf16", "kv_cache": "bf16", "prefix_caching": False, "speculation": "none"}  # off values
 JUDGED = ["ttft", "ttfvt", "e2e", "tbt_thinking"]  # throughput is set by the arrivals in an open loop
 
 
 def effects_by_load(requests: pd.DataFrame, **options) -> pd.DataFrame:
-    """What each option in the frame changes under each load: the rows of `effects.table` with `load` and `judged`.
+    """What each option in the frame changes under each load: the rows of `effects.table` with load, option and judged.
 
-    judged: "better", "worse" or "undecided", by whether the interval of the ratio lies below 1, above, or on it.
+    judged: "better", "worse" or "undecided", by whether the interval of the ratio lies below 1, above, or on it. Where
+    the runs with everything off were made again (trial 1), they are an option of their own, the control, and widen the
+    others' intervals by the machine's pace. Pools of one load count as equal: a quantised cache may have more tokens in
+    the same bytes. One temperature at a time: runs do not tell theirs.
     """
     parts = []
+    requests = requests.assign(kv_pool_tokens=requests.groupby("load").kv_pool_tokens.transform("min"))
     for label, part in requests.groupby("load", sort=False):
         for arm, off in ARMS.items():
             if (part[arm] != off).any():
-                others = [other for other in ARMS if other != arm]
+                others = [other for other in ARMS if other not in (arm, CONTROL)]
                 plain = part[np.logical_and.reduce([part[other] == ARMS[other] for other in others])]
                 parts.append(effects.table(plain, arm=arm, off=off, metrics=JUDGED, **options).assign(
                     load=label, option=arm))
@@ -268,6 +278,7 @@ def verdicts(table: pd.DataFrame, bursts: str) -> pd.DataFrame:
     is undecided, which neither confirms nor contradicts the other.
     """
     keys = ["role", "option", "arm", "metric"]
+    table = table[table.option != CONTROL]
     sides = [table[(table.load == bursts) == side].set_index(keys).judged for side in (False, True)]
     both = pd.concat(sides, axis=1, keys=["steady", "under_bursts"], join="inner").reset_index()
     if both.empty:

@@ -28,6 +28,7 @@ from asu.plots.pilot import (
     time_vs_difficulty,
 )
 from asu.plots.prefix_caching import break_even, prompt_costs
+from asu.plots.workload import effects_by_load, goodput, traffic_over_time, waits
 
 __all__ = [
     "PAPER_RUNNING",
@@ -39,8 +40,10 @@ __all__ = [
     "claims_picture",
     "domain_preference",
     "effects",
+    "effects_by_load",
     "flawed_claims",
     "flaws",
+    "goodput",
     "kv_summary",
     "kv_use_over_time",
     "length_by_outcome",
@@ -53,4 +56,6 @@ __all__ = [
     "survivor",
     "swimlane",
     "time_vs_difficulty",
+    "traffic_over_time",
+    "waits",
 ]
