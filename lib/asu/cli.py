@@ -120,7 +120,7 @@ def doctor(hub: bool = typer.Option(False, "--hub", help="Also try to reach the 
 @command(epilog="Example: python -m asu quantize mini-4m-think w4a16")
 def quantize(model: str = typer.Argument(help="A model of the catalogue."),
              scheme: str = typer.Argument(help=", ".join(quantise.SCHEMES))):
-    """Make a quantised checkpoint of a model's bf16 weights with llmcompressor, in its own environment."""
+    """Make a quantised checkpoint of a model's bf16 weights, in an environment of its own."""
     typer.echo(f"quantised: {quantise.make(models.get(model), scheme, accelerator=bool(base.gpus()))}")
 
 

@@ -1,4 +1,4 @@
-"""Quantised checkpoints: made by llmcompressor in an environment of its own, and checked wherever they are loaded.
+"""Quantised checkpoints: made by llmcompressor or NVIDIA's Model Optimizer, and checked wherever they are loaded.
 
 `make` runs in the main environment: it gathers the calibration texts, has `python quantise.py JOB` run under
 .venv-llmcompressor's interpreter, and writes quantisation.json, which names the source, the recipe and every file made.
@@ -35,6 +35,9 @@ SCHEMES = {
                 what="E4M3 weights with a scale per output; E4M3 activations, scaled per token while serving"),
     "awq": dict(preset="W4A16_ASYM", method="AWQ", calibrated=True, accelerator=True,
                 what="4-bit weights with scale and offset per group, channels scaled by AWQ; bf16 activations"),
+    "modelopt_fp8": dict(preset="FP8", method="Model Optimizer", calibrated=True, accelerator=False,
+                         what="E4M3 weights and activations with one scale per matrix, from calibration; scales for "
+                              "keys and values in E4M3"),
 }
 
 
@@ -158,20 +161,27 @@ def _run(model: Model, scheme: str, texts: list[str], out: Path) -> dict:
 
 def _work(job: dict) -> dict:
     """Quantise and save; runs under llmcompressor's interpreter, whose packages the main environment does not have."""
-    from importlib.metadata import version
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    torch.manual_seed(SEED)
+    pinned = {"revision": job["revision"]} if job["revision"] else {}
+    tokens = AutoTokenizer.from_pretrained(job["source"], **pinned)
+    model = AutoModelForCausalLM.from_pretrained(job["source"], dtype=torch.bfloat16, **pinned)
+    apply = _model_optimizer if job["scheme"]["method"] == "Model Optimizer" else _llmcompressor
+    told = apply(model, job["scheme"], _windows(job, tokens), job["out"])
+    tokens.save_pretrained(job["out"])
+    return told
+
+
+def _llmcompressor(model, wanted: dict, windows, out: str) -> dict:
+    """Quantise `model` by one of llmcompressor's recipes and save it in the compressed-tensors format."""
     import torch
     from compressed_tensors.quantization import preset_name_to_scheme
     from llmcompressor import oneshot
     from llmcompressor.modifiers.gptq import GPTQModifier
     from llmcompressor.modifiers.quantization import QuantizationModifier
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    torch.manual_seed(SEED)
-    wanted = job["scheme"]
-    pinned = {"revision": job["revision"]} if job["revision"] else {}
-    tokens = AutoTokenizer.from_pretrained(job["source"], **pinned)
-    model = AutoModelForCausalLM.from_pretrained(job["source"], dtype=torch.bfloat16, **pinned)
     scheme = preset_name_to_scheme(wanted["preset"], ["Linear"])
     if scheme.weights.group_size:
         sizes = {m.in_features for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"}
@@ -179,16 +189,39 @@ def _work(job: dict) -> dict:
     options = dict(config_groups={"group_0": scheme}, ignore=["lm_head"])
     recipe = {"GPTQ": lambda: [GPTQModifier(**options)], "rounding": lambda: [QuantizationModifier(**options)],
               "AWQ": lambda: _awq(options)}[wanted["method"]]()
-    windows = _windows(job, tokens)
     given = dict(dataset=windows, num_calibration_samples=len(windows), max_seq_length=WINDOW,
                  shuffle_calibration_samples=False) if windows else {}
     oneshot(model=model, recipe=recipe, **given)
-    model.save_pretrained(job["out"], save_compressed=True)
-    tokens.save_pretrained(job["out"])
+    model.save_pretrained(out, save_compressed=True)
     return {"recipe": {"method": wanted["method"], "what": wanted["what"], "left": ["embeddings", "lm_head"],
                        "scheme": scheme.model_dump(mode="json", exclude_none=True)},
-            "versions": {name: version(name) for name in ("llmcompressor", "compressed-tensors", "torch",
-                                                          "transformers")}}
+            "versions": _versions("llmcompressor", "compressed-tensors")}
+
+
+def _model_optimizer(model, wanted: dict, windows, out: str) -> dict:
+    """Calibrate FP8 weights, activations and KV cache by largest values and save in Model Optimizer's own format."""
+    import modelopt.torch.quantization as mtq
+    import torch
+    from modelopt.torch.export import export_hf_checkpoint
+
+    config = mtq.FP8_DEFAULT_CFG | {"quant_cfg": mtq.FP8_DEFAULT_CFG["quant_cfg"] + mtq.FP8_KV_CFG["quant_cfg"]}
+
+    def calibrate(quantised):
+        for window in windows:
+            quantised(torch.tensor([window["input_ids"]], device=model.device))
+
+    with torch.no_grad():
+        mtq.quantize(model.eval(), config, calibrate)
+        export_hf_checkpoint(model, export_dir=out)
+    return {"recipe": {"method": wanted["method"], "what": wanted["what"], "left": ["embeddings", "lm_head"],
+                       "scheme": {"weights and activations": "FP8_DEFAULT_CFG", "keys and values": "FP8_KV_CFG"}},
+            "versions": _versions("nvidia-modelopt")}
+
+
+def _versions(*makers: str) -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in (*makers, "torch", "transformers")}
 
 
 def _awq(options: dict) -> list:
