@@ -8,7 +8,17 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from asu.claims import budget_batch, domain, honesty, kv_cache, prefix_caching, running_time, stragglers, workload
+from asu.claims import (
+    budget_batch,
+    domain,
+    honesty,
+    kv_cache,
+    prefix_caching,
+    running_time,
+    stragglers,
+    weight_quantisation,
+    workload,
+)
 from asu.claims.core import NOTEBOOKS, NUMBERS, Claim, Number, Range, measure
 from asu.claims.paper import (
     KNOWLEDGE,
@@ -28,7 +38,8 @@ __all__ = ["CLAIMS", "KNOWLEDGE", "NOTEBOOKS", "NUMBERS", "PAPER", "SETS", "Clai
            "paper_effects", "paper_ratio"]
 
 CLAIMS = [claim for module in (
-    kv_cache, stragglers, running_time, domain, budget_batch, prefix_caching, workload, honesty,
+    kv_cache, stragglers, running_time, domain, budget_batch, weight_quantisation,
+    prefix_caching, workload, honesty,
 ) for claim in module.CLAIMS]
 
 

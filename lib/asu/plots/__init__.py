@@ -28,16 +28,19 @@ from asu.plots.pilot import (
     time_vs_difficulty,
 )
 from asu.plots.prefix_caching import break_even, prompt_costs
+from asu.plots.weight_quantisation import accuracy_by_format, damage_by_length, step_time
 from asu.plots.workload import effects_by_load, goodput, traffic_over_time, waits
 
 __all__ = [
     "PAPER_RUNNING",
+    "accuracy_by_format",
     "accuracy_by_level",
     "agreement",
     "batch_size",
     "break_even",
     "budget_curve",
     "claims_picture",
+    "damage_by_length",
     "domain_preference",
     "effects",
     "effects_by_load",
@@ -52,6 +55,7 @@ __all__ = [
     "prompt_costs",
     "queue_over_time",
     "running_over_time",
+    "step_time",
     "straggler_summary",
     "survivor",
     "swimlane",
