@@ -24,6 +24,12 @@ def formats(frame: pd.DataFrame) -> list[str]:
     return [name for name in frame.kv_cache.drop_duplicates() if name != OFF]
 
 
+def of_thinkers(requests: pd.DataFrame) -> pd.DataFrame:
+    """The reasoning models' requests of the larger sizes, those made again left out."""
+    r = _of_size(of_role(requests, "RLLM"), small=False)
+    return r[r.trial == 0].reset_index(drop=True)
+
+
 def _of_size(requests: pd.DataFrame, *, small: bool) -> pd.DataFrame:
     """Rows of the smallest model where there are several sizes, or of the others; one size alone is not small."""
     sizes = sorted(requests["size"].unique(), key=parameters)
@@ -100,8 +106,8 @@ def output_tokens_ratio(requests: pd.DataFrame, **options) -> Estimate:
 @number("07.slip_ratio", "×", "requests")
 def slip_ratio(requests: pd.DataFrame, **options) -> Estimate:
     """First wrong steps per token with the first quantised format over those without, RLLM of the larger pair."""
-    r = _of_size(of_role(requests, "RLLM"), small=False)
-    checked = drift.first_wrong(r[r.trial == 0]) if r.task.isin(drift.CHECKED).any() else r.iloc[:0]
+    r = of_thinkers(requests)
+    checked = drift.first_wrong(r) if r.task.isin(drift.CHECKED).any() else r.iloc[:0]
     return drift.slip_ratio(checked, "kv_cache", formats(r)[0], OFF, **options) if len(checked) else Estimate(np.nan)
 
 

@@ -127,10 +127,14 @@ def paper(quantity: str, tasks: Iterable[str] | None = None, **where) -> pd.Data
     for column, value in where.items():
         rows = rows[rows[column] == value]
     if tasks is not None:
-        stands = pd.DataFrame([(task, SETS[task]) for task in dict.fromkeys(tasks) if task in SETS],
-                              columns=["task", "set"])
-        rows = stands.merge(rows, on="set")
+        rows = sets(tasks).merge(rows, on="set")
     return rows.reset_index(drop=True)
+
+
+def sets(tasks: Iterable[str]) -> pd.DataFrame:
+    """task and set of each task that is, or stands for, one of the paper's sets."""
+    return pd.DataFrame([(task, SETS[task]) for task in dict.fromkeys(tasks) if task in SETS],
+                        columns=["task", "set"])
 
 
 def paper_ratio(quantity: str, tasks: Iterable[str], **where) -> pd.Series:
