@@ -75,23 +75,24 @@ def hit_shares(requests: pd.DataFrame, engine: pd.DataFrame) -> pd.DataFrame:
 
 
 def gains(sweep: pd.DataFrame, engine: pd.DataFrame, **options) -> pd.DataFrame:
-    """TTFT, E2E and time per request with caching over without, beside what was shared: a row per cell and metric.
+    """TTFT and E2E with caching over without, beside what was shared: a row per cell and metric.
 
     Columns: pair, size, role, prefix, kind, tokens, prompt_tokens, hit_share, hit_tokens, and those of `effects.table`.
     """
     by = ["pair", "size", "role", "prefix"]
     changed = effects.table(beside_off(sweep), arm="prefix_caching", off=False, by=by,
-                            metrics=["ttft", "e2e", "time_per_request"], **options)
+                            metrics=["ttft", "e2e"], **options)
     shared = hit_shares(sweep, engine).query("trial == 0").drop(columns=["trial", "task", "model"])
     return changed.merge(shared.join(kinds(shared.prefix)), on=by)
 
 
 def texts_changed(requests: pd.DataFrame, *, arm: str, on, off, **options) -> Estimate:
     """Share of requests whose text differs between on and off, same seed; not known where no text was kept."""
-    r = requests[requests.error.isna() & requests[arm].isin([on, off])]
+    kept = requests.error.isna() & (requests.thinking_text + requests.answer_text != "")
+    r = requests[kept & requests[arm].isin([on, off])]
     r = r.assign(text=metrics.texts(r))
     keys = ["model", "task", "problem_id", "request_id"]
-    both = r[r.text != ""].groupby(keys, as_index=False).agg(runs=("run", "nunique"), texts=("text", "nunique"))
+    both = r.groupby(keys, as_index=False).agg(runs=("run", "nunique"), texts=("text", "nunique"))
     both = both[both.runs == 2]
     return over_problems(both, stats.mean(both.texts > 1), unit="share", bounds=(0, 1), **options)
 

@@ -40,7 +40,7 @@ def break_even(gains: pd.DataFrame) -> Figure:
     metrics = [name for name in EFFECTS if name in set(gains["metric"])]
     columns = [(size, role) for size in sorted(set(gains["size"]), key=_megas, reverse=True)
                for role in style.ordered(gains["role"], style.ROLES) if len(select(gains, size=size, role=role))]
-    figure = Figure(figsize=(style.WIDTH, 2.0 * len(metrics) + 1.1), layout="constrained")
+    figure = Figure(figsize=(style.WIDTH, 2.3 * len(metrics) + 1.1), layout="constrained")
     axes = figure.subplots(len(metrics), len(columns), sharex=True, sharey=True, squeeze=False)
     tokens = sorted(set(gains["tokens"]))
     sizes = dict(zip(tokens, np.linspace(_SMALLEST, _LARGEST, len(tokens)), strict=True))
@@ -98,6 +98,8 @@ def prompt_costs(costs: pd.DataFrame) -> Figure:
             ax.plot(row.value * scale, at, "o", color="#0072B2")
         ax.set_title(title, fontsize=9)
         ax.margins(x=0.15)
+        if cost == "break_even":  # a share: what lies outside says only that the runs cannot tell
+            ax.set_xlim(max(ax.get_xlim()[0], -100), min(ax.get_xlim()[1], 100))
     axes[0].set_yticks(range(len(sizes)), sizes)
     axes[0].set_ylim(-0.6, len(sizes) - 0.4)
     return figure
