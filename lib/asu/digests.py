@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import re
 from pathlib import Path
 
 from asu.errors import AsuError
@@ -33,7 +34,9 @@ def of_weights(folder: Path, name: str) -> str:
 
 @functools.cache
 def of_hub(hub: str, revision: str) -> str:
-    """The commit a revision stands for: from the local cache, else asked of the hub."""
+    """The commit a revision stands for: itself if it is one, from the local cache, else asked of the hub."""
+    if re.fullmatch("[0-9a-f]{40}", revision):
+        return revision
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

@@ -65,6 +65,8 @@ def _specs(axes: dict) -> list[RunSpec]:
             chosen["lengths"] = chosen["lengths"].format(model=chosen["model"], task=chosen["task"])
         data = {field: chosen[field] for field in _PLAIN if field in chosen}
         data["options"] = {field: chosen[field] for field in _OPTIONS if field in chosen}
+        if "tensor_parallel" not in chosen and chosen["model"] in models.CATALOGUE:
+            data["options"]["tensor_parallel"] = models.get(chosen["model"]).gpus
         data["sampling"] = {field: chosen[field] for field in _SAMPLING if field in chosen}
         found.append(parse(data, f"study of {chosen['model']} on {chosen['task']}"))
     return list(dict.fromkeys(found))
@@ -154,13 +156,14 @@ class Study:
 
         `blocked` says why a run cannot be made or looked up on this machine (engine or weights missing), else None.
         """
-        history, rows = self.store.history(), []
+        history, known, rows = self.store.history(), self.store.complete(), []
         number = {spec: index for index, group in enumerate(self.groups()) for spec in group}
         for spec in self.specs:
             try:
                 models.get(spec.model)
-                folder = self.store.find(spec, None if self._records else runs.inputs(spec))
-                blocked = None
+                folder, blocked = known.get(canonical(spec.model_dump(mode="json"))), None
+                if folder and not self._records:  # else a plan would ask the hub for what was never fetched
+                    folder = self.store.find(spec, runs.inputs(spec))
                 if folder is None and not self._records:
                     _check(spec)
             except AsuError as error:
