@@ -87,8 +87,8 @@ EFFECTS = {effect.name: effect for effect in (
     Effect("tbt_answer", "TBT, answer", "ratio", "s", "lower", "requests", partial(_tbt, phase="answer")),
     Effect("tps", "Throughput", "ratio", "tok/s", "higher", "requests", _tps),
     Effect("time_per_request", "Time per request", "ratio", "s", "lower", "requests", _time_per_request),
-    Effect("kv_mean", "KV use, mean", "ratio", "share of pool", "", "samples", partial(_kv, which="mean")),
-    Effect("kv_peak", "KV use, peak", "ratio", "share of pool", "", "samples", partial(_kv, which="peak")),
+    Effect("kv_mean", "KV use, mean", "ratio", "share of pool", "", "samples", partial(_kv, which="mean"), timed=False),
+    Effect("kv_peak", "KV use, peak", "ratio", "share of pool", "", "samples", partial(_kv, which="peak"), timed=False),
 )}
 
 
