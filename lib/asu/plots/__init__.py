@@ -7,7 +7,6 @@ columns as the measured frame, without an interval.
 
 from asu.plots.effects import effects
 from asu.plots.honesty import flawed_claims, flaws
-from asu.plots.kv_quantisation import error_growth
 from asu.plots.pilot import (
     PAPER_RUNNING,
     accuracy_by_level,
@@ -44,7 +43,6 @@ __all__ = [
     "damage_by_length",
     "domain_preference",
     "effects",
-    "error_growth",
     "effects_by_load",
     "flawed_claims",
     "flaws",
