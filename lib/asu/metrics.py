@@ -355,7 +355,7 @@ def kv_prediction(predicted: pd.DataFrame, engine: pd.DataFrame) -> pd.DataFrame
     return both
 
 
-def _counted(frame: pd.DataFrame, column: str) -> float:
+def counted(frame: pd.DataFrame, column: str) -> float:
     """Increase of a cumulative counter, summed over runs and sessions; NaN where it was not reported."""
     known = frame[frame[column].notna()].sort_values("t_s")
     if known.empty:
@@ -365,7 +365,7 @@ def _counted(frame: pd.DataFrame, column: str) -> float:
 
 def energy_j(host: pd.DataFrame) -> float:
     """Energy the GPU took [J]: difference of its counter, summed over runs and sessions; NaN without a counter."""
-    return _counted(host, "gpu_energy_j")
+    return counted(host, "gpu_energy_j")
 
 
 # --- the registry --------------------------------------------------------------------------------------------------
@@ -509,13 +509,13 @@ def _waiting(samples: pd.DataFrame) -> stats.Statistic:
 
 @total("preemptions", "Preemptions", "", "lower", "S", "increase of the engine's counter", "engine")
 def _preemptions(g: Group) -> float:
-    return _counted(g.engine, "preemptions")
+    return counted(g.engine, "preemptions")
 
 
 @total("prefix_hit_share", "Prefix-cache hits", "share", "higher", "S", "prompt tokens found / looked up", "engine")
 def _prefix_hits(g: Group) -> float:
-    asked = _counted(g.engine, "prefix_queries")
-    return _counted(g.engine, "prefix_hits") / asked if asked else np.nan
+    asked = counted(g.engine, "prefix_queries")
+    return counted(g.engine, "prefix_hits") / asked if asked else np.nan
 
 
 @metric("straggler_share", "Time with under 20 % of the batch running", "share", "lower", "S",

@@ -13,8 +13,10 @@ from asu.claims import (
     domain,
     honesty,
     kv_cache,
+    kv_quantisation,
     prefix_caching,
     running_time,
+    speculation,
     stragglers,
     weight_quantisation,
     workload,
@@ -30,16 +32,17 @@ from asu.claims.paper import (
     paper_difference,
     paper_effects,
     paper_ratio,
+    sets,
 )
 from asu.stats import Estimate
 
 __all__ = ["CLAIMS", "KNOWLEDGE", "NOTEBOOKS", "NUMBERS", "PAPER", "SETS", "Claim", "Estimate", "Number", "Range",
            "beside_paper", "decide", "measure", "paper", "paper_budget_gain", "paper_difference",
-           "paper_effects", "paper_ratio"]
+           "paper_effects", "paper_ratio", "sets"]
 
 CLAIMS = [claim for module in (
-    kv_cache, stragglers, running_time, domain, budget_batch, weight_quantisation,
-    prefix_caching, workload, honesty,
+    kv_cache, stragglers, running_time, domain, budget_batch, weight_quantisation, kv_quantisation, prefix_caching,
+    speculation, workload, honesty,
 ) for claim in module.CLAIMS]
 
 

@@ -7,6 +7,7 @@ columns as the measured frame, without an interval.
 
 from asu.plots.effects import effects
 from asu.plots.honesty import flawed_claims, flaws
+from asu.plots.kv_quantisation import error_growth
 from asu.plots.pilot import (
     PAPER_RUNNING,
     accuracy_by_level,
@@ -28,10 +29,14 @@ from asu.plots.pilot import (
     time_vs_difficulty,
 )
 from asu.plots.prefix_caching import break_even, prompt_costs
+from asu.plots.speculation import acceptance, speedup_by_batch, throughput_two_ways
 from asu.plots.weight_quantisation import accuracy_by_format, damage_by_length, step_time
 from asu.plots.workload import effects_by_load, goodput, traffic_over_time, waits
 
 __all__ = [
+    "acceptance",
+    "speedup_by_batch",
+    "throughput_two_ways",
     "PAPER_RUNNING",
     "accuracy_by_format",
     "accuracy_by_level",
@@ -43,6 +48,7 @@ __all__ = [
     "damage_by_length",
     "domain_preference",
     "effects",
+    "error_growth",
     "effects_by_load",
     "flawed_claims",
     "flaws",

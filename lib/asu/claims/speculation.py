@@ -1,0 +1,341 @@
+"""09: speculative decoding, on against off, by prompt look-up ("ngram") and with a smaller model's drafts ("draft").
+
+A step of the engine yields one token of its own and the drafted ones it keeps. Its counters tell how many those are;
+the client sees the same as tokens per stream event, which also tells phase and difficulty. Intervals come from
+resampled problems.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pandas as pd
+
+from asu import audit, effects, metrics, stats
+from asu.claims.core import SILENT, SMALL_POINTS, Claim, Range, number
+from asu.contrast import contrast, groups, load_size, of_role, over_problems
+from asu.errors import AsuError
+from asu.specs import MOST_DRAFTED
+from asu.stats import Estimate
+
+OFF = "none"
+METHODS = ("ngram", "draft")
+PHASES = ("thinking", "answer")
+
+
+def configurations(model: str, drafts: Mapping[str, str], tokens: Iterable[int],
+                   acceptance: float | None = None) -> list[dict]:
+    """What to speculate with, for a study: prompt look-up, and the draft model where `drafts` names one for `model`."""
+    chosen = []
+    for count in tokens:
+        chosen.append({"method": "ngram", "tokens": count})
+        if model in drafts:
+            chosen.append({"method": "draft", "tokens": count, "draft": drafts[model], "acceptance": acceptance})
+    return chosen
+
+
+# --- frames ---------------------------------------------------------------------------------------------------------
+
+
+def method(speculation: pd.Series) -> pd.DataFrame:
+    """method and tokens of speculation labels: "ngram4" → ngram, 4; "none" → none, 0."""
+    parts = speculation.str.extract(r"^([a-z]+)(\d*)$")
+    return pd.DataFrame({"method": parts[0], "tokens": pd.to_numeric(parts[1]).fillna(0).astype(int)},
+                        index=speculation.index)
+
+
+def _on(frame: pd.DataFrame, wanted: str) -> str | None:
+    """The one label of a method in the frame, None without it."""
+    found = [label for label in frame.speculation.unique() if label.startswith(wanted)]
+    if len(found) > 1:
+        raise AsuError(f"the frame has {' and '.join(found)}", "pass runs that draft one number of tokens")
+    return found[0] if found else None
+
+
+def positions(engine: pd.DataFrame) -> pd.DataFrame:
+    """Share of drafts kept up to each position, by the engine's counters, a row per group and position.
+
+    Columns: pair, size, role, task, speculation, method, tokens, position (from 1), kept [share of drafts], drafts.
+    Empty where the engine does not count by position.
+    """
+    by, rows = ["pair", "size", "role", "task", "speculation"], []
+    told = [c for c in (f"spec_accepted_{i}" for i in range(MOST_DRAFTED)) if c in engine]
+    if "spec_drafts" in engine:
+        for key, part in engine[engine.speculation != OFF].groupby(by, sort=False):
+            counted = {c: metrics.counted(part, c) for c in ["spec_drafts", *told]}
+            rows += [dict(zip(by, key, strict=True)) | {"position": i + 1, "drafts": counted["spec_drafts"],
+                     "kept": counted[c] / counted["spec_drafts"] if counted["spec_drafts"] else np.nan}
+                     for i, c in enumerate(told) if not np.isnan(counted[c])]
+    found = pd.DataFrame(rows, columns=[*by, "position", "drafts", "kept"])
+    return found.join(method(found.speculation)) if len(found) else found.assign(method=[], tokens=[])
+
+
+def yields(requests: pd.DataFrame, events: pd.DataFrame, by=("speculation", "size", "role"), **options) -> pd.DataFrame:
+    """Tokens per stream event with speculation on, in each phase: `by`, phase, value, lo, hi, unit, n."""
+    r, rows = _steps(requests, events), []
+    for key, part in r.groupby(list(by), sort=False):
+        for phase in PHASES:
+            found = over_problems(part.reset_index(drop=True), _per_step(part, phase), unit="tok", **options)
+            rows.append(dict(zip(by, key, strict=True)) | {"phase": phase} | found.as_dict())
+    return pd.DataFrame(rows).dropna(subset=["value"]).reset_index(drop=True)
+
+
+def event_check(requests: pd.DataFrame, events: pd.DataFrame, engine: pd.DataFrame) -> pd.DataFrame:
+    """Does one event hold one step? A row per run: stream events, the engine's steps, and events per step.
+
+    steps: the larger of output tokens − drafted tokens kept (the engine counts as kept also what lies beyond the end
+    of a text and is never sent) and drafts made + requests (the first token has no draft; prompt look-up does not
+    always find one). Below one, the engine merged steps into an event because the client read late.
+    """
+    found = requests.groupby(["run", "size", "role", "task", "speculation"], sort=False).agg(
+        requests=("output_tokens", "size"), output_tokens=("output_tokens", "sum")).reset_index()
+    found["events"] = found.run.map(events.groupby("run").size())
+    by_run = dict(iter(engine.groupby("run")))
+    kept, drafts = ([metrics.counted(by_run[run], name) if run in by_run and name in engine else np.nan
+                     for run in found.run] for name in ("spec_accepted", "spec_drafts"))
+    found["steps"] = np.fmax(found.output_tokens - np.nan_to_num(kept), drafts + found.requests)
+    return found.assign(events_per_step=found.events / found.steps)
+
+
+def rates(requests: pd.DataFrame, engine: pd.DataFrame, **options) -> pd.DataFrame:
+    """What drafts of each length are worth: a row per speculation of one model and set.
+
+    Columns: speculation, kept [share of drafted tokens] and tokens_per_step by the engine's counters, speed_up (time
+    per request off / on) as an Estimate.
+    """
+    rows = []
+    for label, part in engine[engine.speculation != OFF].groupby("speculation", sort=False):
+        drafted, kept = metrics.counted(part, "spec_drafted"), metrics.counted(part, "spec_accepted")
+        tokens = requests[requests.speculation == label].output_tokens.sum()
+        pair = _sized(requests[requests.speculation.isin([OFF, label])]).reset_index(drop=True)
+        rows.append({"speculation": label, "kept": kept / drafted if drafted else np.nan,
+                     "tokens_per_step": tokens / (tokens - kept),
+                     "speed_up": over_problems(pair, _speedup(pair, label), unit="×", **options)})
+    return pd.DataFrame(rows)
+
+
+def speedups(requests: pd.DataFrame, **options) -> pd.DataFrame:
+    """Time per request off over on, by batch size: speculation, at_once, value, lo, hi, unit, n; above 1 is faster."""
+    r, rows = _sized(requests), []
+    for label in [x for x in r.speculation.unique() if x != OFF]:
+        for size in sorted(r.at_once.unique()):
+            part = r[(r.at_once == size) & r.speculation.isin([OFF, label])].reset_index(drop=True)
+            found = over_problems(part, _speedup(part, label), unit="×", **options)
+            rows.append({"speculation": label, "at_once": size} | found.as_dict())
+    return pd.DataFrame(rows)
+
+
+def two_ways(requests: pd.DataFrame, events: pd.DataFrame, **options) -> pd.DataFrame:
+    """Throughput on over off by set, counted in tokens and in stream events, rows of `effects.table` with `count`."""
+    counted = {"tokens": requests, "stream events": audit.in_chunks(requests, events)}
+    return pd.concat([effects.table(frame, arm="speculation", off=OFF, by=["task", "role"], metrics=["tps"],
+                                    **options).assign(count=name) for name, frame in counted.items()],
+                     ignore_index=True)
+
+
+def _steps(requests: pd.DataFrame, events: pd.DataFrame) -> pd.DataFrame:
+    on = requests[(requests.speculation != OFF) & requests.error.isna()]
+    return audit.count_events(on, events).reset_index(drop=True)
+
+
+def _per_step(rows: pd.DataFrame, phase: str) -> stats.Statistic:
+    return stats.ratio_of_sums(rows[f"{phase}_tokens"], rows[f"{phase}_events"])
+
+
+def _sized(requests: pd.DataFrame) -> pd.DataFrame:
+    return requests.assign(at_once=load_size(requests.load), share_s=metrics.time_shares(requests))
+
+
+def _speedup(rows: pd.DataFrame, label: str) -> stats.Statistic:
+    """Off over on; the runs of every setting in `rows` have both."""
+    return stats.geometric_mean(contrast(rows, "speculation", OFF, label, lambda part: stats.mean(part.share_s),
+                                         combine=stats.ratio))
+
+
+# --- numbers --------------------------------------------------------------------------------------------------------
+
+
+def _effect(requests: pd.DataFrame, wanted: str, name: str, role: str | None = "RLLM", **options) -> Estimate:
+    rows = requests if role is None else of_role(requests, role)
+    on = _on(rows, wanted)
+    if on is None:
+        return Estimate(np.nan)
+    return effects.estimate(rows, name, arm="speculation", on=on, off=OFF, **options)
+
+
+def _enter_effects() -> None:
+    """The effects of both methods on the RLLM, over sets and sizes."""
+    said = {"time_per_request": ("time", "Time per request"), "e2e": ("e2e", "E2E"), "ttfvt": ("ttfvt", "TTFVT"),
+            "tps": ("tps", "Throughput in tokens"), "output_tokens": ("length", "Output tokens")}
+    for wanted in METHODS:
+        for name, (short, title) in said.items():
+            def of(requests, _wanted=wanted, _name=name, **options):
+                return _effect(requests, _wanted, _name, **options)
+
+            of.__doc__ = f"{title} with {wanted} speculation over without, RLLM, geometric mean over sets and sizes."
+            number(f"09.{short}_ratio_{wanted}", "×", "requests", per_task=short in ("time", "tps"))(of)
+
+        def chunks(requests, events, _wanted=wanted, **options):
+            return _effect(audit.in_chunks(requests, events), _wanted, "tps", **options)
+
+        chunks.__doc__ = f"Throughput in stream events with {wanted} speculation over without, RLLM."
+        number(f"09.tps_ratio_{wanted}_chunks", "×", "requests", "events", per_task=True)(chunks)
+
+        def accuracy(requests, _wanted=wanted, **options):
+            return _effect(requests, _wanted, "accuracy", None, **options)
+
+        accuracy.__doc__ = f"Accuracy with {wanted} speculation − without, over sets, sizes and roles."
+        number(f"09.accuracy_change_{wanted}", "share", "requests")(accuracy)
+
+        def texts(requests, _wanted=wanted, **options):
+            return _texts_changed(requests, _wanted, **options)
+
+        texts.__doc__ = f"Share of requests whose text differs with {wanted} speculation from that without."
+        number(f"09.texts_changed_{wanted}", "share", "requests")(texts)
+
+        def phases(requests, events, _wanted=wanted, **options):
+            return _phase_difference(requests, events, _wanted, **options)
+
+        phases.__doc__ = f"Tokens per step with {wanted} speculation, thinking − answer, RLLM."
+        number(f"09.step_difference_{wanted}", "tok", "requests", "events")(phases)
+
+        def crossed(sizes, _wanted=wanted, **options):
+            return crossing(sizes, _wanted, **options)
+
+        crossed.__doc__ = f"Requests in flight from which on {wanted} speculation no longer saves time."
+        number(f"09.crossing_{wanted}", "requests", "sizes")(crossed)
+
+        for end, pick in (("smallest", min), ("largest", max)):
+            def at(sizes, _wanted=wanted, _pick=pick, **options):
+                return _speedup_at(sizes, _wanted, _pick, **options)
+
+            at.__doc__ = f"Speed-up by {wanted} speculation at the {end} batch size."
+            number(f"09.speedup_{wanted}_{end}", "×", "sizes")(at)
+
+
+def _texts_changed(requests: pd.DataFrame, wanted: str, **options) -> Estimate:
+    on = _on(requests, wanted)
+    r = requests[requests.speculation.isin([OFF, on]) & requests.error.isna() & (requests.trial == 0)]
+    keys = ["pair", "size", "role", "task", "load", "problem_id", "request_id"]
+    same = r.assign(text=metrics.texts(r)).groupby(keys).agg(
+        texts=("text", "nunique"), arms=("speculation", "nunique")).reset_index()
+    same = same[same.arms == 2].reset_index(drop=True)
+    if same.empty:
+        return Estimate(np.nan)
+    return over_problems(same, stats.mean(same.texts > 1), bounds=(0, 1), **options)
+
+
+def _phase_difference(requests: pd.DataFrame, events: pd.DataFrame, wanted: str, **options) -> Estimate:
+    r = of_role(requests, "RLLM")
+    if _on(r, wanted) is None:
+        return Estimate(np.nan)
+    r = _steps(r[r.speculation == _on(r, wanted)], events)
+    parts = [stats.on(mask, stats.difference(_per_step(r[mask], "thinking"), _per_step(r[mask], "answer")))
+             for mask in groups(r, ["size", "task"])]
+    return over_problems(r, stats.average(parts), **options)
+
+
+@number("09.role_ratio_ngram", "×", "requests")
+def role_ratio(requests: pd.DataFrame, **options) -> Estimate:
+    """Time per request with ngram speculation over without, RLLM over LLM: below 1, reasoning profits more."""
+    on = _on(requests, "ngram")
+    r = requests[requests.error.isna() & (requests.trial == 0)].reset_index(drop=True)
+    r = r.assign(share_s=metrics.time_shares(r))
+    r = r[r.speculation.isin([OFF, on]) & r.groupby(["size", "task"]).role.transform("nunique").eq(2)]
+    r = r.reset_index(drop=True)
+    sides = []
+    for role in ("RLLM", "LLM"):
+        mask = (r.role == role).to_numpy()
+        if on is None or not mask.any():
+            return Estimate(np.nan)
+        sides.append(stats.on(mask, _speedup(r[mask], on)))
+    return over_problems(r, stats.ratio(sides[1], sides[0]), **options)
+
+
+def crossing(sizes: pd.DataFrame, wanted: str, **options) -> Estimate:
+    """Batch size from which on the speed-up stays below 1, between measured sizes along their logarithms.
+
+    Not known where it is above 1 at the largest size measured; the smallest size where it is below at all of them. A
+    bound beyond the largest size is that size.
+    """
+    on = _on(sizes, wanted)
+    if on is None:
+        return Estimate(np.nan)
+    r = _sized(sizes)
+    r = r[r.speculation.isin([OFF, on])].reset_index(drop=True)
+    at = np.sort(r.at_once.unique())
+    parts = []
+    for size in at:
+        mask = (r.at_once == size).to_numpy()
+        parts.append(stats.on(mask, _speedup(r[mask].reset_index(drop=True), on)))
+
+    def statistic(w: np.ndarray) -> np.ndarray:
+        return _from_where(np.log2(at), np.log(np.stack([part(w) for part in parts])))
+
+    found = over_problems(r, statistic, **options)
+    if not np.isfinite(found.value):
+        return Estimate(np.nan)
+    return Estimate(found.value, found.lo, min(found.hi, float(at[-1])), found.unit, found.n)
+
+
+def _from_where(x: np.ndarray, gains: np.ndarray) -> np.ndarray:
+    """2^x from which on each column of `gains` (sizes, draws) stays below 0, linear between sizes; inf if it does not.
+
+    A dip that the largest size has overcome is no crossing: it is more often noise.
+    """
+    above = np.vstack([np.ones(gains.shape[1], bool), gains >= 0])
+    last = len(x) - np.argmax(above[::-1], axis=0)  # sizes up to the last one where it pays; 0: none
+    found = np.where(last == len(x), np.inf, 2 ** x[0])
+    for column in np.flatnonzero((last > 0) & (last < len(x))):
+        i = last[column]
+        paid, lost = gains[i - 1, column], gains[i, column]
+        found[column] = 2 ** (x[i - 1] + paid / (paid - lost) * (x[i] - x[i - 1]))
+    return found
+
+
+def _speedup_at(sizes: pd.DataFrame, wanted: str, pick, **options) -> Estimate:
+    on = _on(sizes, wanted)
+    r = _sized(sizes)
+    r = r[(r.at_once == pick(r.at_once)) & r.speculation.isin([OFF, on])].reset_index(drop=True)
+    return Estimate(np.nan) if on is None else over_problems(r, _speedup(r, on), **options)
+
+
+_enter_effects()
+
+
+# --- what follows ---------------------------------------------------------------------------------------------------
+
+
+def guidance(numbers: Mapping[str, Estimate], sizes: pd.DataFrame) -> str:
+    """One sentence for a serving engineer from the recorded numbers."""
+    least, most = (int(pick(load_size(sizes.load))) for pick in (min, max))
+    told = []
+    for wanted, title in (("ngram", "prompt look-up"), ("draft", "a small draft model")):
+        time, crossed = Estimate.of(numbers.get(f"09.time_ratio_{wanted}")), numbers.get(f"09.crossing_{wanted}")
+        if not time.known:
+            continue
+        verdict, _ = Range(hi=1).verdict(time)
+        does = {"supported": f"saves {1 - time.value:.0%} of the time per request",
+                "not supported": f"costs {time.value - 1:.0%} more time per request",
+                "undecided": f"has no decided effect on time per request ({time})"}[verdict]
+        where = (f"and stops paying at about {Estimate.of(crossed).value:.0f} requests in flight"
+                 if Estimate.of(crossed).known else f"with no crossing found from {least} to {most} in flight")
+        told.append(f"{title} {does} {where}")
+    if not told:
+        return "No speculation was measured, so nothing is advised."
+    return (f"For a reasoning model: {'; '.join(told)} (these models, this machine); count tokens, not stream events, "
+            "when you judge it, and switch it off beyond the crossing.")
+
+
+
+CLAIMS = [
+    Claim("spec.time", "Speculative decoding cuts the running time.", "09.time_ratio_ngram", Range(hi=1), SILENT),
+    Claim("spec.tps", "Speculative decoding lowers the throughput.", "09.tps_ratio_ngram", Range(hi=1), SILENT),
+    Claim("spec.tps_events", "Counted in stream events, as the paper's client counts, it lowers the throughput.",
+          "09.tps_ratio_ngram_chunks", Range(hi=1), SILENT),
+    Claim("spec.ttfvt", "Speculative decoding makes users wait longer for the first visible token.",
+          "09.ttfvt_ratio_ngram", Range(lo=1), SILENT),
+    Claim("spec.accuracy", "Speculative decoding keeps accuracy.", "09.accuracy_change_ngram",
+          Range(-SMALL_POINTS, SMALL_POINTS), SILENT),
+    Claim("spec.reasoning", "Speculative decoding saves a reasoning model more time than its plain twin.",
+          "09.role_ratio_ngram", Range(hi=1), SILENT),
+]
