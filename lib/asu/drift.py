@@ -122,7 +122,8 @@ def _first(task: str, prompt: str, text: str, cut: bool) -> tuple[int, bool, flo
 def still_right(checked: pd.DataFrame, by: Sequence[str] = ("task", "weights")) -> pd.DataFrame:
     """Share of solutions without a wrong step after so many thinking tokens; solutions that end are censored.
 
-    checked: from `first_wrong`. Columns: `by`, then those of `stats.kaplan_meier`, its time in tokens; no rows where nothing was checked.
+    checked: from `first_wrong`. Columns: `by`, then those of `stats.kaplan_meier`, its time in tokens; no rows where
+    nothing was checked.
     """
     curves = [stats.kaplan_meier(part.right_tokens, part.wrong).assign(**dict(zip(by, key, strict=True)))
               for key, part in checked.groupby(list(by), sort=False)]
