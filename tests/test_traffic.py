@@ -244,6 +244,6 @@ def test_every_figure_draws_what_it_is_given():
         assert plots.goodput(good, knee).axes[0].get_ylabel() == "goodput [1/s]"
     table = traffic.effects_by_load(option("gamma4cv4", 0.5, weights="w8a8"), **FEW)
     figure = plots.effects_by_load(table, {"gamma4cv4": "bursts"})
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()][0].startswith("RLLM, trial")
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()][0].startswith("RLLM, all off")
     with pytest.raises(AsuError, match="figure goodput"):
         plots.goodput(good.drop(columns="arm"), Estimate(2.0))

@@ -73,7 +73,7 @@ def waits(by_rate: pd.DataFrame, by_cv: pd.DataFrame) -> Figure:
             _percentiles(ax, frame, name)
         left.set_ylabel(_WAITS[name])
     axes[-1, 0].set_xlabel("requests offered [1/s]")
-    axes[-1, 1].set_xlabel("CV of the gaps between arrivals, asked for")
+    axes[-1, 1].set_xlabel("CV of the gaps, as asked for")
     cvs = sorted(set(by_cv["x"]))
     axes[-1, 1].set_xscale("log", base=2)
     axes[-1, 1].set_xticks(cvs, [f"{cv:g}" for cv in cvs])
@@ -93,11 +93,13 @@ def _percentiles(ax: Axes, frame: pd.DataFrame, name: str) -> None:
                         linewidth=0)
     lag = frame[(frame["metric"] == "lag") & (frame["q"] == 0.99)].sort_values("x")
     ax.plot(lag["x"], lag["value"], color=style.FAINT, linewidth=1.0)
-    ax.set_yscale("symlog", linthresh=1e-3)
-    ax.set_yticks([0, 1e-3, 1e-2, 0.1, 1, 10, 100])
+    # a queue is mostly empty: only its axis has to show nothing
+    least = 1e-3 if name == "queue" else 1e-2
+    ax.set_yscale("symlog" if name == "queue" else "log", **({"linthresh": least} if name == "queue" else {}))
+    ax.set_yticks([0, *(tick for tick in (1e-3, 1e-2, 0.1, 1, 10, 100) if tick >= least)][name != "queue":])
     ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     top = max([1.0, *frame["value"][np.isfinite(frame["value"])], *frame["hi"][np.isfinite(frame["hi"])]])
-    ax.set_ylim(0, 1.5 * top)
+    ax.set_ylim(0 if name == "queue" else least, 1.5 * top)
 
 
 @style.styled
@@ -142,15 +144,16 @@ def effects_by_load(table: pd.DataFrame, names: dict[str, str]) -> Figure:
     """
     need(table, ["role", "option", "arm", "metric", "load", "value", "lo", "hi"], "effects_by_load")
     waits = [name for name in EFFECTS if name in set(table["metric"])]
-    rows = list(dict.fromkeys(table["role"] + ", " + table["option"].str.replace("_", " ") + "\n" + table["arm"]))
+    table = table.assign(word=table["role"] + ", " + table["option"].replace("trial", "all off").str.replace("_", " ")
+                         + "\n" + table["arm"])
+    rows = list(dict.fromkeys(table["word"]))
     figure = Figure(figsize=(style.WIDTH, 0.5 * len(rows) + 1.4), layout="constrained")
     loads = [load for load in names if load in set(table["load"])]
     for ax, name in zip(figure.subplots(1, len(waits), sharey=True, squeeze=False)[0], waits, strict=True):
         here = table[table["metric"] == name].dropna(subset=["value"])
         for k, (label, (colour, marker)) in enumerate(zip(loads, _LOADS, strict=False)):
             mine = here[here["load"] == label]
-            words = mine["role"] + ", " + mine["option"].str.replace("_", " ") + "\n" + mine["arm"]
-            at = np.array([rows.index(word) for word in words]) + (k - (len(loads) - 1) / 2) * 0.3
+            at = np.array([rows.index(word) for word in mine["word"]]) + (k - (len(loads) - 1) / 2) * 0.3
             ax.hlines(at, mine["lo"], mine["hi"], color=colour, linewidth=1.6)
             ax.plot(mine["value"], at, marker, color=colour, markersize=6)
         ax.axvline(1, color=style.INK, linewidth=0.8)
@@ -172,7 +175,7 @@ def _ratio_ticks(ax: Axes, rows: pd.DataFrame) -> None:
     """A logarithmic axis with few, round ratios on it."""
     ends = np.array([1.0, *rows["lo"], *rows["hi"], *rows["value"]])
     low, high = (float(f(ends[np.isfinite(ends) & (ends > 0)])) for f in (np.min, np.max))
-    round_ones = [1 / 16, 0.25, 0.5, 1, 2, 4, 16, 64] if high / low > 6 else [0.25, 0.5, 0.7, 1, 1.4, 2, 4]
+    round_ones = [1 / 64, 1 / 8, 1, 8, 64] if high / low > 6 else [0.25, 0.5, 0.7, 1, 1.4, 2, 4]
     ax.set_xlim(low / 1.15, high * 1.15)
     ax.set_xticks([tick for tick in round_ones if low / 1.15 <= tick <= high * 1.15])
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.2g}"))
