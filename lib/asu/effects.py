@@ -125,16 +125,18 @@ def table(requests: pd.DataFrame, *, engine: pd.DataFrame | None = None, arm: st
 
 
 def estimate(requests: pd.DataFrame, name: str, *, arm: str, on, off, engine: pd.DataFrame | None = None,
-             events: pd.DataFrame | None = None, **options) -> Estimate:
+             events: pd.DataFrame | None = None, control: pd.DataFrame | None = None, **options) -> Estimate:
     """One effect over all settings in the frame (sets, sizes, roles): their mean, geometric for a ratio.
 
-    Not known where nothing was graded, or no gauge read. Filter the frame for one role or size.
+    Not known where nothing was graded, or no gauge read. Filter the frame for one role or size, and pass the whole one
+    as `control`: how far runs made again are apart is known the better, the more servers tell.
     """
     _check(requests, arm, off, [])
     effect = EFFECTS[_wanted([name], engine)[0]]
     pairs = _Pairs(requests, engine, events, arm, on, off)
     found, _ = _effect(effect, pairs, options)
-    return _widened(found, effect, _apart(requests, engine, events, arm, off), pairs.servers)
+    control = requests if control is None else control
+    return _widened(found, effect, _apart(control, engine, events, arm, off), pairs.servers)
 
 
 def special(requests: pd.DataFrame, name: str, *, arm: str, on, off, engine: pd.DataFrame | None = None,

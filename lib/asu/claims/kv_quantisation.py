@@ -44,7 +44,7 @@ def _effect(requests: pd.DataFrame, name: str, make=effects.estimate, **options)
 
 
 def _large(requests: pd.DataFrame, name: str, role: str = "RLLM", **options) -> Estimate:
-    return _effect(_of_size(of_role(requests, role), small=False), name, **options)
+    return _effect(_of_size(of_role(requests, role), small=False), name, control=requests, **options)
 
 
 @number("07.tps_ratio", "×", "requests", per_task=True)

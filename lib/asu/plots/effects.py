@@ -68,8 +68,7 @@ def _panel(ax: Axes, here: pd.DataFrame, theirs: pd.DataFrame, rows: list[tuple[
             at = place + (list(style.ROLES).index(role) - 0.5) * _APART
             for row in select(here, size=size, arm=arm, role=role).itertuples():
                 shown += _mark(ax, at, row, scale, style.role(role))
-        for row in select(theirs, size=size, arm=arm).itertuples() if "size" in theirs else select(
-                theirs, arm=arm).itertuples():
+        for row in select(theirs, size=size, arm=arm).itertuples() if len(select(here, size=size, arm=arm)) else ():
             at = place - 0.5 * _APART  # the paper has reasoning models only
             ax.plot(row.value * scale, at, style.PAPER.marker, markerfacecolor="white", markeredgecolor=style.INK,
                     markersize=5, zorder=4)

@@ -45,7 +45,7 @@ def error_growth(compared: pd.DataFrame, curve: pd.DataFrame, losses: pd.DataFra
     distance.set(xlim=(0, None), ylim=(0, None), xlabel="tokens from the start",
                  ylabel="mean |Δ log-probability|\non equal text [nat]")
     lost.axhline(0, color=style.INK, linewidth=0.8)
-    lost.set(xlabel="thinking without quantisation [tok]", ylabel="accuracy lost [points]")
+    lost.set(xlabel="thinking tokens\nwithout quantisation", ylabel="accuracy lost [points]")
     if len(losses):
         lost.set_xscale("log")
     else:
