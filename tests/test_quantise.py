@@ -136,6 +136,16 @@ def test_random_weights_say_how_they_are_quantised(scheme, tmp_path, monkeypatch
     assert base.source(model, EngineOptions(weights="fp8", random_weights=True)) == str(shapes.folder(model))
 
 
+def test_lmdeploy_has_no_quantised_random_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "RUNS", tmp_path)
+    monkeypatch.setattr(base, "gpus", lambda: (base.Gpu("H200", (9, 0)),))
+    lmdeploy, model = engines.get("lmdeploy"), models.get("r1-qwen-7b")
+    monkeypatch.setattr(type(lmdeploy), "installed", lambda self: ("lmdeploy", "0"))
+    options = EngineOptions(weights="w4a16", random_weights=True)
+    with pytest.raises(AsuError, match="LMDeploy with random weights cannot do weights: w4a16"):
+        lmdeploy.check(options, model, base.source(model, options))
+
+
 @pytest.mark.parametrize("scheme", ["w4a16", "w8a8"])
 def test_random_weights_are_quantised_like_real_ones(scheme):
     """The config made up for random weights says what llmcompressor's own says, as far as it goes."""

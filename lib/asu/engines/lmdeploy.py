@@ -47,6 +47,9 @@ class LMDeploy(base.Engine):
         base.check_context(model, source, options.context)
         if options.weights not in WEIGHTS:
             raise base.refuse("LMDeploy", "weights", options.weights, WEIGHTS)
+        if options.random_weights and options.weights in shapes.FORMATS:
+            raise base.refuse("LMDeploy with random weights", "weights", options.weights, ["bf16"],
+                              "it wants them in files, and quantised ones come from real weights alone")
         quantised = Path(source).is_dir() and "quantization_config" in base.config(source)
         if Path(source).is_dir() and quantised != (options.weights != "bf16"):
             raise AsuError(f"{model.name}: the weights in {source} are {'' if quantised else 'not '}quantised, "
