@@ -6,13 +6,14 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from asu import engines, models, paths, profiles, quantise, runs
+from asu import cost, engines, models, paths, profiles, quantise, runs
 from asu.engines import base
 from asu.errors import AsuError
 from asu.progress import clock_text
@@ -58,6 +59,7 @@ def plan(profile: str = _PROFILE, notebook: list[str] = _NOTEBOOK):
     """Show the runs a profile needs, which are done, and how long the rest takes. Starts nothing."""
     for study in _studies(profile, notebook):
         _print_plan(study)
+        _print_cost(study)
 
 
 def _print_plan(study: Study) -> None:
@@ -75,6 +77,32 @@ def _print_plan(study: Study) -> None:
         typer.echo(f"{len(left)} runs to make on {left.server.nunique()} servers, about {clock_text(seconds)}.")
     else:
         typer.echo("Nothing to do.")
+
+
+def _print_cost(study: Study) -> None:
+    """What the study's large models ask of GPUs, if it has any; nothing is fetched for it."""
+    frame = cost.table(study.specs)
+    if frame.empty:
+        return
+    rates = cost.measured()
+    table = Table(title="GPU memory by the models' shapes; GPU-hours by the rates of "
+                        f"{len(rates)} published runs, scaled by the bytes a step moves")
+    columns = {"model": "model", "engine": "engine", "weights": "weights", "kv_pool_tokens": "KV pool [tok]",
+               "runs": "runs", "gib": "GPU memory needed [GiB]", "gpus": "GPUs", "gpu_hours": "estimated GPU-hours"}
+    for title in columns.values():
+        table.add_column(title, justify="left" if title in ("model", "engine", "weights") else "right")
+    for row in frame.itertuples():
+        cells = [getattr(row, name) for name in columns]
+        cells = [f"{cell:.1f}" if isinstance(cell, float) else cell for cell in cells]
+        table.add_row(*("as the engine chooses" if pd.isna(cell) else str(cell) for cell in cells))
+    table.add_section()
+    table.add_row("total", "", "", "", str(frame.runs.sum()), f"at most {frame.gib.max():.1f}",
+                  f"at most {frame.gpus.max()}", f"{frame.gpu_hours.sum():.1f}")
+    Console().print(table)
+    assumed = sorted({task for tasks in frame.assumed for task in tasks.split(", ") if task})
+    if assumed:
+        typer.echo(f"Output lengths of other models stand for some of these on {', '.join(assumed)}: there none were "
+                   "recorded. Memory is weights and KV pool; an engine takes some more to compute in.")
 
 
 @command(epilog="Example: python -m asu run -n 01_kv_cache_usage")

@@ -74,6 +74,10 @@ class Store:
         return {canonical(read_spec(done.parent)[0].model_dump(mode="json")): done.parent
                 for done in sorted(self.root.glob("*/DONE"))}
 
+    def folders(self) -> list[Path]:
+        """Folders of all complete runs, in the order of `history`."""
+        return [done.parent for done in sorted(self.root.glob("*/DONE"))]
+
     def history(self) -> list[tuple[RunSpec, dict]]:
         """Spec and summary (requests, output_tokens, seconds) of every complete run, for estimates."""
         return [(read_spec(done.parent)[0], _read_done(done.parent)) for done in sorted(self.root.glob("*/DONE"))]

@@ -307,13 +307,20 @@ def labels(spec: RunSpec) -> dict:
 
 
 def estimate_s(spec: RunSpec, history: list[tuple[RunSpec, dict]]) -> float:
-    """How long a run should take [s]: by the rate of the most similar complete run, else by a rule of thumb."""
+    """How long a run should take [s]: by the rate of the most similar complete run, else by a rule of thumb.
+
+    A large model's rule is the rate of published runs.
+    """
+    from asu import cost  # here because it reads what studies made
+
     count = (spec.problems or 100) * spec.repeats
     alike = ("model", "task", "engine", "load", "sampling", "options")
     near = max(((sum(getattr(past, name) == getattr(spec, name) for name in alike), done) for past, done in history
                 if past.model == spec.model), key=lambda pair: pair[0], default=None)
     if near:
         estimate = count * near[1]["seconds"] / near[1]["requests"]
+    elif cost.large(spec):
+        estimate = cost.seconds(spec)
     else:
         tokens = min(spec.sampling.budget, _THINKING_TOKENS if models.get(spec.model).thinks else _PLAIN_TOKENS)
         estimate = count * tokens / _TOKENS_PER_S
