@@ -4,7 +4,7 @@ import json
 from itertools import pairwise
 
 import pytest
-from asu import engines
+from asu import engines, models
 from asu.client import Call, Client, Decoder, Reply
 from asu.engines import base
 from asu.engines import sglang as module
@@ -134,9 +134,9 @@ def test_speculation_drafts_a_chain(on, folder):
     assert flag(ngram, "--speculative-algorithm") == "NGRAM"
     assert flag(ngram, "--speculative-num-draft-tokens") == "5"  # four drafted and the one that is verified with them
     assert flag(ngram, "--speculative-ngram-max-bfs-breadth") == "1"
-    draft = command(folder, speculation=Speculation(method="draft", tokens=3, draft="/models/small"))
+    draft = command(folder, speculation=Speculation(method="draft", tokens=3, draft="mini-1m-think"))
     assert flag(draft, "--speculative-algorithm") == "STANDALONE"
-    assert flag(draft, "--speculative-draft-model-path") == "/models/small"
+    assert flag(draft, "--speculative-draft-model-path") == str(models.get("mini-1m-think").folder)
     assert flag(draft, "--speculative-num-steps") == "3" and flag(draft, "--speculative-eagle-topk") == "1"
 
 

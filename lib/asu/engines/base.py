@@ -236,6 +236,21 @@ def check_vocabulary(model: Model, source: str, draft: Model, draft_source: str)
                        "name a draft model with the same tokenizer, or use speculation method: ngram")
 
 
+def check_draft(engine: str, options: EngineOptions, model: Model, source: str, by_lot: bool = False) -> None:
+    """Raise AsuError unless the draft model, if one is asked for, is there and speaks the target's vocabulary.
+
+    by_lot: whether the engine can accept drafts by lot, at a mean that is asked for.
+    """
+    if options.speculation is None or options.speculation.draft is None:
+        return
+    other, draft_source = draft(options)
+    check_weights(other, draft_source, options.random_weights)
+    check_vocabulary(model, source, other, draft_source)
+    if options.speculation.acceptance is not None and not by_lot:
+        raise AsuError(f"{engine} cannot accept drafts by lot, at a mean that is asked for",
+                       "leave acceptance out, or use engine: vllm where a GPU is")
+
+
 def check_weights(model: Model, source: str, random_weights: bool) -> None:
     """Raise AsuError unless `source` is a hub id or a folder with a config, a tokenizer and, if needed, weights."""
     folder = Path(source)

@@ -55,6 +55,7 @@ class SGLang(base.Engine):
         if options.kv_cache not in KV_CACHE:
             raise base.refuse("SGLang", "kv_cache", options.kv_cache, KV_CACHE)
         base.check_ranks(options.tensor_parallel)
+        base.check_draft("SGLang", options, model, source)
         pool = options.kv_pool_tokens
         if pool is not None and pool < options.context:
             raise AsuError(f"a KV pool of {pool} tokens cannot hold one context of {options.context}",
@@ -118,5 +119,5 @@ def _speculation(options: EngineOptions) -> list[str]:
     chain = ["--speculative-num-draft-tokens", str(asked.tokens + 1)]
     if asked.method == "ngram":
         return ["--speculative-algorithm", "NGRAM", "--speculative-ngram-max-bfs-breadth", "1", *chain]
-    return ["--speculative-algorithm", "STANDALONE", "--speculative-draft-model-path", asked.draft,
+    return ["--speculative-algorithm", "STANDALONE", "--speculative-draft-model-path", base.draft(options)[1],
             "--speculative-num-steps", str(asked.tokens), "--speculative-eagle-topk", "1", *chain]

@@ -60,6 +60,7 @@ class TensorRTLLM(base.Engine):
         if options.scheduling != "fcfs":
             raise base.refuse("TensorRT-LLM", "scheduling", options.scheduling, ["fcfs"])
         base.check_ranks(options.tensor_parallel)
+        base.check_draft("TensorRT-LLM", options, model, source)
         pool = options.kv_pool_tokens
         if pool is not None and (pool % BLOCK_TOKENS or pool < options.context):
             least = -(-options.context // BLOCK_TOKENS) * BLOCK_TOKENS
@@ -117,7 +118,7 @@ def _settings(options: EngineOptions) -> dict:
     if asked is not None:
         settings["speculative_config"] = {"max_draft_len": asked.tokens} | (
             {"decoding_type": "NGram", "max_matching_ngram_size": asked.tokens} if asked.method == "ngram"
-            else {"decoding_type": "Draft_Target", "speculative_model": asked.draft})
+            else {"decoding_type": "Draft_Target", "speculative_model": base.draft(options)[1]})
     return settings
 
 

@@ -80,16 +80,8 @@ class VLLM(base.Engine):
             raise AsuError(f"a KV pool of {options.kv_pool_tokens} tokens cannot hold one context of {options.context}",
                            f"raise kv_pool_tokens to at least {-(-options.context // block) * block + block}, "
                            "or lower context")
-        if options.speculation is not None and options.speculation.draft is not None:
-            self._check_draft(options, model, source)
-
-    def _check_draft(self, options: EngineOptions, model: Model, source: str) -> None:
-        draft, draft_source = base.draft(options)
-        base.check_weights(draft, draft_source, options.random_weights)
-        base.check_vocabulary(model, source, draft, draft_source)
-        if options.speculation.acceptance is not None and self.device == "cpu":
-            raise AsuError("vLLM on the CPU cannot accept drafts by lot (0.32: \"Synthetic acceptance not supported "
-                           "with CPU sampling\")", "leave acceptance out, or run where a GPU is")
+        # On the CPU it says "Synthetic acceptance not supported with CPU sampling" (0.32).
+        base.check_draft(where, options, model, source, by_lot=device == "gpu")
 
     def check_sampling(self, options: EngineOptions, sampling: Sampling) -> None:
         # Its CPU stand-in for a GPU kernel drops the temperature and top-p of drafted tokens and reads whatever the
