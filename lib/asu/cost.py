@@ -52,10 +52,17 @@ def weight_gib(model: Model, weights: str = "bf16") -> float:
     return (roofline.step(shape, batch=1, context=0, weights=weights).weight_bytes + looked_up) / capacity.GIB
 
 
+def served(spec: RunSpec) -> list[Model]:
+    """The models a run's server holds: its own, and the one that drafts for it."""
+    drafting = spec.options.speculation and spec.options.speculation.draft
+    return [models.get(name) for name in (spec.model, drafting) if name]
+
+
 def kv_gib(spec: RunSpec) -> float:
-    """Memory of a run's KV pool [GiB]; NaN where its size is left to the engine."""
-    pool, shape = spec.options.kv_pool_tokens, capacity.shape(models.get(spec.model))
-    return capacity.bytes_per_token(shape, spec.options.kv_cache) * pool / capacity.GIB if pool else float("nan")
+    """Memory of a run's KV pool [GiB], every token held for each model served; NaN where the engine chooses it."""
+    pool = spec.options.kv_pool_tokens
+    each = [capacity.bytes_per_token(capacity.shape(model), spec.options.kv_cache) for model in served(spec)]
+    return sum(each) * pool / capacity.GIB if pool else float("nan")
 
 
 @functools.cache
@@ -127,7 +134,7 @@ def table(specs: list[RunSpec]) -> pd.DataFrame:
     rows = []
     for group in by_server.values():
         first, options = group[0], group[0].options
-        weights, pool = weight_gib(models.get(first.model), options.weights), kv_gib(first)
+        weights, pool = sum(weight_gib(model, options.weights) for model in served(first)), kv_gib(first)
         start_s = float(np.mean([rate.start_s for rate in measured()]))
         hours = (start_s + sum(seconds(spec) for spec in group)) * options.tensor_parallel / 3600
         assumed = {spec.task for spec in group if not recorded(spec.model, spec.task)[0].startswith(f"{spec.model}-")}
