@@ -73,8 +73,9 @@ class Estimate:
 
 
 def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a / b, NaN where b is 0."""
-    return np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=b != 0)
+    """a / b, NaN where b is 0 or both are infinite."""
+    with np.errstate(invalid="ignore"):
+        return np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=b != 0)
 
 
 def mean(x: Sequence[float]) -> Statistic:
