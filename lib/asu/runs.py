@@ -271,18 +271,24 @@ def finished(journal: list[dict]) -> set[str]:
 
 
 def warm_up(spec: RunSpec, server) -> None:
-    """One short request that nobody counts: engines load and compile on the first. AsuError if it fails."""
-    sampling = spec.sampling
+    """Short requests that nobody counts, as many as one step takes: engines load and compile on the first of a size.
+
+    On GPUs vLLM compiles its sampling kernel when many requests first share a step, seconds that would be the first
+    run's time to first token. AsuError if one fails.
+    """
+    sampling, at_once = spec.sampling, spec.options.max_requests
 
     async def send():
         async with Client(server.base_url, server.key, server.served_name, timeout_s=WARM_UP_TIMEOUT_S,
-                          idle_timeout_s=IDLE_TIMEOUT_S, concurrency=1,
+                          idle_timeout_s=IDLE_TIMEOUT_S, concurrency=at_once,
                           extras=server.engine.request_fields) as client:
-            call = Call("Ready?", 8, sampling.temperature, sampling.top_p, 0)
-            reply = await client.send(call, 0.0, Clock())
-        if reply.error:
-            raise await _death(server, reply.error) or AsuError(
-                f"the {spec.engine} server for {spec.model} started but cannot answer: {reply.error}",
+            clock = Clock()
+            calls = [Call("Ready?", 8, sampling.temperature, sampling.top_p, seed) for seed in range(at_once)]
+            replies = await asyncio.gather(*(client.send(call, 0.0, clock) for call in calls))
+        error = next((reply.error for reply in replies if reply.error), None)
+        if error:
+            raise await _death(server, error) or AsuError(
+                f"the {spec.engine} server for {spec.model} started but cannot answer: {error}",
                 "correct what the message names and run again")
 
     _in_own_loop(send)
