@@ -49,6 +49,7 @@ def test_thinking_ends_where_it_did_and_no_token_is_lost(wanted):
         else:
             assert np.isnan(row.visible_s), "cut off while it would still have thought"
         assert row.thinking_text == row.answer_text == ""
+        assert row.finish_reason == ("length" if request.max_tokens == SPEC.sampling.budget else "stop")
     assert requests.outcome.isna().all()
     assert requests.visible_s.isna().any() and requests.visible_s.notna().any(), "the test sees both kinds"
 

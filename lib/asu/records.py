@@ -164,7 +164,7 @@ def tables(spec: RunSpec, wanted: list[Request], journal: list[dict]) -> dict[st
     """The four tables of a run from its journal, requests in sending order."""
     by_id = {record["row"]["request_id"]: record for record in journal if record["kind"] == "request"}
     if spec.options.random_weights:
-        by_id |= {request.id: _replayed(by_id[request.id], request.thinking_tokens) for request in wanted}
+        by_id |= {request.id: _replayed(by_id[request.id], request, spec.sampling.budget) for request in wanted}
     return {"requests": _requests_table(spec, wanted, by_id), "events": _events_table(wanted, by_id),
             "engine": _gauge_table("engine", journal), "host": _gauge_table("host", journal)}
 
@@ -189,13 +189,16 @@ def finish(folder: Path, made: dict[str, pa.Table], env: dict, log: str) -> None
     write(folder / "DONE", pretty(done))
 
 
-def _replayed(record: dict, thinking: int | None) -> dict:
+def _replayed(record: dict, request: Request, budget: int) -> dict:
     """A request to random weights as kept: without its text, which says nothing, and with the recorded thinking.
 
     Random weights end their thinking by chance or never; the cost of serving hangs on how many tokens there are, so
-    that the first `thinking` of them stand for those that were thinking when the lengths were recorded.
+    that the first of them stand for those that were thinking when the lengths were recorded. A length below the budget
+    is one at which the recorded answer ended, not one that cut it off.
     """
-    row = record["row"] | {"thinking_text": "", "answer_text": ""}
+    row, thinking = record["row"] | {"thinking_text": "", "answer_text": ""}, request.thinking_tokens
+    if request.max_tokens < budget and row["finish_reason"] == "length":
+        row["finish_reason"] = "stop"
     if thinking is None:
         return record | {"row": row}
     events, seen = [], 0
