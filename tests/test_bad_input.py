@@ -10,6 +10,14 @@
 # empty problem set                 test_tasks bad_local_sets, empty_hub_set, test_runs empty_problems_and_prompts, here
 # empty prompt                      test_client an_empty_prompt_is_never_sent, test_runs, test_tasks, here
 # negative rate                     test_study wrong_axes, test_load impossible_rates, here
+# rate 0; CV 0, CV negative         here; test_load no_variation_means_constant_gaps, impossible_rates
+# trace unsorted, negative, missing  test_load a_bad_trace; unknown: here; trace at rate 0: test_traces no_trace_is_sent
+# SLO never or always met, no SLO   test_traffic an_slo_never_or_always_met, an_slo_that_is_no_time
+# quantised checkpoint, bad digest  test_quantise a_checkpoint_that_does_not_match, a_checkpoint_of_another_scheme
+# scheme the platform cannot run    test_quantise what_the_cpu_cannot_serve, awq_needs_an_accelerator, here
+# draft of another vocabulary       test_speculation a_draft_with_another_vocabulary; unknown: an_unknown_draft
+# speculation an engine draws wrong test_speculation the_cpu_speculates_at_temperature_0_alone, here
+# a prefix that cannot be           test_prefix_caching a_prefix_that_cannot_be
 # port taken                        test_server port_taken, a_port_lost_in_between
 # server dies at start              test_server dies_at_start, killed_at_start, never_healthy, here
 # server dies in mid-run            test_runs a_dying_engine, 503, refused; test_server dies_in_the_middle, here
@@ -34,7 +42,7 @@ import sys
 
 import pytest
 import toys as playthings
-from asu import engines, paths, runs, study
+from asu import digests, engines, paths, runs, study
 from asu.errors import AsuError
 from asu.progress import Silent
 from asu.study import Study
@@ -81,6 +89,11 @@ GIVEN = 'models="mini-4m-think", tasks="mini-easy", problems=PROBLEMS'
     (f"{GIVEN}, context=8192", "over the model's 4096", "set context to at most 4096"),
     (f"{GIVEN}, kv_cache='int4'", "int4", ""),
     (f"{GIVEN}, load={{'kind': 'gamma', 'rate': -1.0, 'cv': 1.0}}", "load.gamma.rate", "correct the named fields"),
+    (f"{GIVEN}, load={{'kind': 'gamma', 'rate': 0.0, 'cv': 1.0}}", "load.gamma.rate", "correct the named fields"),
+    (f"{GIVEN}, load={{'kind': 'gamma', 'rate': 1.0, 'cv': -1.0}}", "load.gamma.cv", "correct the named fields"),
+    (f"{GIVEN}, load={{'kind': 'trace', 'name': 'mars'}}", "unknown trace 'mars'", "use one of: azure-code"),
+    (f"{GIVEN}, weights='awq'", "cannot do weights: awq", "set weights to one of: bf16"),
+    (f"{GIVEN}, speculation={{'method': 'ngram', 'tokens': 4}}", "draws wrong tokens", "set temperature to 0"),
     (f"{GIVEN}, load={{'kind': 'poisson', 'rate': 1.0}}", "load", "correct the named fields"),
     (GIVEN.replace("PROBLEMS", "0"), "problems", "correct the named fields"),
     (GIVEN.replace("PROBLEMS", "999"), "999 problems asked for, but the set has 300", "ask for 1 to 300"),
@@ -129,7 +142,7 @@ def test_a_server_that_dies_at_start_shows_the_end_of_its_log(house, toys, monke
 
 def test_a_server_that_dies_in_mid_run_loses_nothing_and_the_same_command_goes_on(
         house, toys, monkeypatch):  # noqa: F811
-    notebook(GIVEN.replace("PROBLEMS", "8") + ", load={'kind': 'closed', 'concurrency': 1}")
+    notebook(GIVEN.replace("PROBLEMS", "8") + ", load={'kind': 'closed', 'concurrency': 1}, max_requests=1")
     starting(monkeypatch, lambda *_, log_path: playthings.server(log_path, die_after=4))  # one of them warms up
     refused(asu("run"), "the fake server died", "start it again")
     started = []
@@ -196,7 +209,7 @@ def test_a_gated_model_without_a_token_says_what_to_accept(monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
     with pytest.raises(AsuError, match="the hub refuses nobody/gated") as error:
-        runs._hub_commit("nobody/gated", "main")
+        digests.of_hub("nobody/gated", "main")
     assert "HF_TOKEN" in error.value.remedy
 
 

@@ -130,7 +130,7 @@ def test_the_control_is_the_off_runs_made_again_and_widens_intervals():
     again = [run(role, task, trial=1, pace=1.2) for role in ("RLLM", "LLM") for task in ("mini-easy", "mini-medium")]
     frame = pd.concat([frame, *again], ignore_index=True)
     found = effects.estimate(frame, "e2e", arm="kv_cache", on="fp8_e4m3", off="bf16", **FEW)
-    half = np.log(1.2) / np.sqrt(2) * 4.302653  # two servers: t with two degrees of freedom
+    half = np.log(1.2) / np.sqrt(4) * 2.776445  # four runs: t with four degrees of freedom
     assert found.value == pytest.approx(0.9)
     assert np.log([found.lo, found.hi]) == pytest.approx(np.log(0.9) + np.array([-half, half]))
     control = effects.table(frame, arm="trial", off=0, metrics=["e2e", "accuracy"], **FEW)

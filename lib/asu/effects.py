@@ -23,7 +23,7 @@ from asu.errors import AsuError
 from asu.stats import Estimate
 
 CONTROL = "made again"  # how the arm `trial` is called in tables and figures
-SERVER = ["engine", "pair", "size", "role"]  # runs that share a server and its minute; each gives one distance
+RUN = ["engine", "pair", "size", "role", "task", "load"]  # one run among the off ones; each gives one distance
 
 COLUMNS = ["arm", "metric", "how", "off", "on", "value", "lo", "hi", "unit", "n", "note"]
 
@@ -119,7 +119,7 @@ def table(requests: pd.DataFrame, *, engine: pd.DataFrame | None = None, arm: st
             pairs = _Pairs(part, engine, events, arm, on, off)
             for effect in wanted:
                 found, note = _effect(effect, pairs, options)
-                row = _row(effect, pairs, _widened(found, effect, apart, pairs.servers), note)
+                row = _row(effect, pairs, _widened(found, effect, apart, pairs.runs), note)
                 rows += [] if row is None else [label | row]
     return pd.DataFrame(rows, columns=[*by, *COLUMNS])
 
@@ -129,14 +129,14 @@ def estimate(requests: pd.DataFrame, name: str, *, arm: str, on, off, engine: pd
     """One effect over all settings in the frame (sets, sizes, roles): their mean, geometric for a ratio.
 
     Not known where nothing was graded, or no gauge read. Filter the frame for one role or size, and pass the whole one
-    as `control`: how far runs made again are apart is known the better, the more servers tell.
+    as `control`: how far runs made again are apart is known the better, the more runs tell.
     """
     _check(requests, arm, off, [])
     effect = EFFECTS[_wanted([name], engine)[0]]
     pairs = _Pairs(requests, engine, events, arm, on, off)
     found, _ = _effect(effect, pairs, options)
     control = requests if control is None else control
-    return _widened(found, effect, _apart(control, engine, events, arm, off), pairs.servers)
+    return _widened(found, effect, _apart(control, engine, events, arm, off), pairs.runs)
 
 
 def special(requests: pd.DataFrame, name: str, *, arm: str, on, off, engine: pd.DataFrame | None = None,
@@ -155,9 +155,9 @@ def special(requests: pd.DataFrame, name: str, *, arm: str, on, off, engine: pd.
         return Estimate(np.nan, unit=effect.change)
     combine = stats.difference if effect.how == "difference" else stats.ratio
     found = _interval(effect, rows, combine(of_role["RLLM"], of_role["LLM"]), 2.0, options)
-    # the two roles' servers err apart from each other, so their variances add
-    servers = [_servers(part) for _, part in pairs.sent.groupby("role")]
-    return _widened(found, effect, apart, 1 / sum(1 / n for n in servers))
+    # the two roles' runs err apart from each other, so their variances add
+    runs = [_runs(part) for _, part in pairs.sent.groupby("role")]
+    return _widened(found, effect, apart, 1 / sum(1 / n for n in runs))
 
 
 def _wanted(names: Iterable[str] | None, engine: pd.DataFrame | None) -> list[str]:
@@ -196,9 +196,9 @@ class _Pairs:
         self._made: dict[str, tuple[pd.DataFrame, str]] = {}
 
     @property
-    def servers(self) -> int:
-        """On how many servers the option was on."""
-        return _servers(self.sent)
+    def runs(self) -> int:
+        """In how many runs the option was on."""
+        return _runs(self.sent)
 
     def rows(self, which: str) -> tuple[pd.DataFrame, str]:
         """(rows, note) of "requests" or "samples": those of settings that have both arms."""
@@ -239,8 +239,8 @@ class _Pairs:
         return read, f"gauge read on {known} of {asked} sets" if known < asked else ""
 
 
-def _servers(frame: pd.DataFrame) -> int:
-    return len(frame[[key for key in SERVER if key in frame]].drop_duplicates())
+def _runs(frame: pd.DataFrame) -> int:
+    return len(frame[[key for key in RUN if key in frame]].drop_duplicates())
 
 
 def _equal(frame: pd.DataFrame, arm: str) -> list[str]:
@@ -300,19 +300,19 @@ def _interval(effect: Effect, rows: pd.DataFrame, change: stats.Statistic, reach
 
 
 def _apart(requests: pd.DataFrame, engine, events, arm: str, off) -> list[_Pairs]:
-    """The off runs against the same made again, server by server; none where they were made once."""
+    """The off runs against the same made again, run by run; none where they were made once."""
     if arm == "trial" or "trial" not in requests:
         return []
     plain = requests[requests[arm] == off]
-    servers = plain.groupby([key for key in SERVER if key in plain], dropna=False, sort=False)
-    return [_Pairs(part, engine, events, "trial", 1, 0) for _, part in servers if {0, 1} <= set(part.trial)]
+    runs = plain.groupby([key for key in RUN if key in plain], dropna=False, sort=False)
+    return [_Pairs(part, engine, events, "trial", 1, 0) for _, part in runs if {0, 1} <= set(part.trial)]
 
 
-def _widened(found: Estimate, effect: Effect, apart: list[_Pairs], servers: int) -> Estimate:
+def _widened(found: Estimate, effect: Effect, apart: list[_Pairs], runs: int) -> Estimate:
     """`found` with the machine's own changes of pace added, as a variance, to its interval.
 
-    They are the root mean square of ln(made again / off) over servers, with as many degrees of freedom; the mean over
-    `servers` of them has that over √servers. An effect on no time, or without a control, stays as it is.
+    They are the root mean square of ln(made again / off) over runs, with as many degrees of freedom; the mean over
+    `runs` of them has that over √runs. An effect on no time, or without a control, stays as it is.
     """
     if not (effect.timed and apart and found.has_interval):
         return found
@@ -320,7 +320,7 @@ def _widened(found: Estimate, effect: Effect, apart: list[_Pairs], servers: int)
     logs = np.log([ratio for ratio in again if ratio > 0])
     if not len(logs):
         return found
-    pace = np.sqrt(np.mean(logs**2) / servers) * scipy_stats.t.ppf((1 + stats.LEVEL) / 2, len(logs))
+    pace = np.sqrt(np.mean(logs**2) / runs) * scipy_stats.t.ppf((1 + stats.LEVEL) / 2, len(logs))
     low, high = (np.hypot(np.log(found.value / end), pace) for end in (found.lo, found.hi))
     return replace(found, lo=float(found.value * np.exp(-low)), hi=float(found.value * np.exp(high)))
 

@@ -120,7 +120,8 @@ class VLLM(base.Engine):
         ]
         if not Path(source).is_dir():
             flags += ["--revision", model.revision]
-            if model.positions and options.context > model.positions:  # as the paper does, beyond what it was trained for
+            # As the paper does: beyond what it was trained for.
+            if model.positions and options.context > model.positions:
                 flags += ["--hf-overrides", json.dumps({"max_position_embeddings": options.context})]
         if model.thinks:
             # Counts everything before </think> as thinking, whether or not the model writes the opening mark itself.

@@ -5,12 +5,15 @@ platform forces `spawn`. It does so for OpenMP, whose settings are read when its
 made before the fork, and Intel's runtime reads them anew in each fork.
 """
 
+import functools
 import multiprocessing
 import os
 import re
 import sys
+import time
 
 CORES = os.sched_getaffinity(0)
+LOOK_EVERY_S = 1e-4  # a step takes 10 ms and more
 MODULES = (
     "vllm.entrypoints.launchers.api_server.entry", "vllm.entrypoints.openai.api_server", "vllm.v1.engine.async_llm",
     "vllm.v1.engine.core", "vllm.v1.engine.coordinator", "vllm.v1.executor.multiproc_executor",
@@ -35,6 +38,7 @@ def serve(argv: list[str]) -> None:
     from vllm.entrypoints.launchers.api_server import entry
 
     _fork_everywhere()
+    _wait_asleep()
     _bind()
     os.register_at_fork(after_in_child=_bind)
     sys.argv = argv[2:]
@@ -54,6 +58,17 @@ def _fork_everywhere() -> None:
         # By __dict__: getattr would import what a lazy module has not yet.
         if module.__dict__.get("get_mp_context") is chosen:
             module.get_mp_context = forked
+
+
+def _wait_asleep() -> None:
+    """Let engine core and worker sleep between two looks at their queue, instead of yielding in a loop.
+
+    On two cores the loops take what the API server and the client need, and where the kernel lets a thread that yields
+    run ahead of all others (Linux 6.18), processes that wake up then wait for seconds: 8 s were seen.
+    """
+    from vllm.distributed.device_communicators import shm_broadcast
+
+    shm_broadcast.sched_yield = functools.partial(time.sleep, LOOK_EVERY_S)
 
 
 def _bind() -> None:
