@@ -42,7 +42,7 @@ miniature: setup  ## train the miniature anew on one GPU  (under 10 min on an H2
 lmdeploy: setup  ## add LMDeploy in .venv-lmdeploy, for NVIDIA GPUs  (about 5 min, 8 GB)
 	$(PYTHON) lib/install.py lmdeploy
 
-quantize: setup  ## a quantised checkpoint: MODEL=mini-4m-think SCHEME=w4a16|w8a8|fp8|awq|modelopt_fp8  (under 1 min for a miniature)
+quantize: setup  ## a quantised checkpoint: MODEL=mini-4m-think SCHEME=w4a16|w8a8|fp8|awq|modelopt_fp8  (minutes for a miniature)
 	@test -n "$(MODEL)" -a -n "$(SCHEME)" || { echo "give MODEL=… and SCHEME=…"; exit 2; }
 	@$(PYTHON) lib/install.py llmcompressor
 	$(PY) -m asu quantize $(MODEL) $(SCHEME)
