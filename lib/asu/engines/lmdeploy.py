@@ -39,9 +39,7 @@ class LMDeploy(base.Engine):
     }
 
     def check(self, options: EngineOptions, model: Model, source: str) -> None:
-        if not base.gpus():
-            raise AsuError("LMDeploy needs an NVIDIA GPU and there is none",
-                           "use engine: vllm here, which also serves on the CPU")
+        base.need_gpu("LMDeploy")
         self.installed()
         base.check_weights(model, source, options.random_weights)
         base.check_context(model, source, options.context)
@@ -61,9 +59,7 @@ class LMDeploy(base.Engine):
                            "it has only trained draft heads (EAGLE, MTP)", "leave speculation out, or use engine: vllm")
         if options.scheduling != "fcfs":
             raise base.refuse("LMDeploy", "scheduling", options.scheduling, ["fcfs"])
-        if options.tensor_parallel > len(base.gpus()):
-            raise AsuError(f"tensor_parallel {options.tensor_parallel} on a machine with {len(base.gpus())} GPUs",
-                           f"set tensor_parallel to at most {len(base.gpus())}")
+        base.check_ranks(options.tensor_parallel)
         pool = options.kv_pool_tokens
         if pool is not None and (pool % BLOCK_TOKENS or pool < LEAST_BLOCKS * BLOCK_TOKENS):
             raise AsuError(f"LMDeploy cannot make a KV pool of {pool} tokens",

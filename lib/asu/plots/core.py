@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from asu import style
 from asu.claims import SETS
@@ -163,3 +163,14 @@ def band(ax: Axes, rows: pd.DataFrame, x: str, role: str) -> None:
     rows = rows.sort_values(x)
     ax.plot(rows[x], rows["value"], marker=style.role(role).marker, **line(role))
     ax.fill_between(rows[x], rows["lo"], rows["hi"], color=style.role(role).colour, alpha=0.2, linewidth=0)
+
+
+def accuracy_axes(ax: Axes, pair: str, task: str) -> None:
+    """Axes of a panel of accuracy over a set's levels, titled in the first row and named in the first column."""
+    ax.set_ylim(-0.03, 1.05)
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    share_axis(ax)
+    if ax.get_subplotspec().is_first_row():
+        ax.set_title(style.task(task).label)
+    if ax.get_subplotspec().is_first_col():
+        ax.set_ylabel(f"{pair}\naccuracy [%]")

@@ -14,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from asu import style
 from asu.claims import CLAIMS
 from asu.plots.core import (
+    accuracy_axes,
     band,
     bar_handles,
     bars,
@@ -400,13 +401,7 @@ def accuracy_by_level(levels: pd.DataFrame) -> Figure:
         here = levels[(levels["pair"] == pair) & (levels["task"] == task)]
         for role in style.ordered(here["role"], style.ROLES):
             band(ax, here[here["role"] == role], "level", role)
-        ax.set_ylim(-0.03, 1.05)
-        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        share_axis(ax)
-        if ax.get_subplotspec().is_first_row():
-            ax.set_title(style.task(task).label)
-        if ax.get_subplotspec().is_first_col():
-            ax.set_ylabel(f"{pair}\naccuracy [%]")
+        accuracy_axes(ax, pair, task)
         if ax.get_subplotspec().is_last_row():
             ax.set_xlabel("level")
     legend(figure, role_handles(levels["role"]))

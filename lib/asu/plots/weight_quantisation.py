@@ -6,10 +6,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
 from asu import style
-from asu.plots.core import grid, legend, need, share_axis, whisker
+from asu.plots.core import accuracy_axes, grid, legend, need, share_axis, whisker
 from asu.style import Look
 
 FORMATS = {
@@ -56,13 +55,7 @@ def accuracy_by_format(levels: pd.DataFrame, *, arm: str = "weights") -> Figure:
             x = rows["level"] + 0.12 * (k - (len(names) - 1) / 2)
             ax.vlines(x, rows["lo"], rows["hi"], color=look.colour, linewidth=1.0, alpha=0.6)
             ax.plot(x, rows["value"], color=look.colour, marker=look.marker, linestyle=look.dash)
-        ax.set_ylim(-0.03, 1.05)
-        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        share_axis(ax)
-        if ax.get_subplotspec().is_first_row():
-            ax.set_title(style.task(task).label)
-        if ax.get_subplotspec().is_first_col():
-            ax.set_ylabel(f"{pair}\naccuracy [%]")
+        accuracy_axes(ax, pair, task)
         ax.set_xlabel("level")
     legend(figure, _handles(names))
     return figure
