@@ -320,8 +320,9 @@ def test_only_a_whole_interval_decides(where, measured, verdict):
 
 def test_every_claim_can_be_supported_and_can_fail():
     for claim in claims.CLAIMS:
-        inside = {"<": claim.holds.threshold - 1, ">": claim.holds.threshold + 1, "within": 0}[claim.holds.direction]
-        outside = {"<": claim.holds.threshold + 1, ">": claim.holds.threshold - 1, "within": 2}[claim.holds.direction]
+        bound, middle = claim.holds.threshold, (claim.holds.lo + claim.holds.hi) / 2
+        inside = {"<": bound - 1, ">": bound + 1, "within": middle}[claim.holds.direction]
+        outside = {"<": bound + 1, ">": bound - 1, "within": 2}[claim.holds.direction]
         for centre, verdict in ((inside, "supported"), (outside, "not supported")):
             table = claims.decide({claim.number: Estimate(centre, centre - 0.01, centre + 0.01)}).set_index("claim")
             assert table.verdict[claim.id] == verdict, claim.id
@@ -332,7 +333,7 @@ def test_every_claim_reads_a_number_that_some_notebook_records():
         for name in filter(None, (claim.number, claim.compared)):
             assert name in claims.NUMBERS
         holds = claim.holds
-        assert np.isinf(holds.lo) or np.isinf(holds.hi) or holds.lo == -holds.hi
+        assert np.isinf(holds.lo) or np.isinf(holds.hi) or holds.lo in (-holds.hi, 1 / holds.hi)
     assert len({claim.id for claim in claims.CLAIMS}) == len(claims.CLAIMS)
 
 

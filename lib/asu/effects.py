@@ -1,8 +1,8 @@
 """What an option changes: runs with it on against runs with it off, on the same problems with the same seeds, paired.
 
-An *arm* is the label that tells them apart (weights, kv_cache, prefix_caching, speculation, trial); everything else
-about two runs that are compared is equal. `trial` is the control: the same runs made again, which shows what no
-difference looks like on this machine.
+An *arm* is the label that tells them apart (weights, kv_cache, prefix_caching, speculation, engine, trial);
+everything else about two runs that are compared is equal. `trial` is the control: the same runs made again, which shows
+what no difference looks like on this machine.
 
 Intervals come from resampling the problems (for KV use: twentieths of both runs), the same on both sides. That holds
 what hangs on the problems, but not that the machine is faster in one minute than in the next, which moves all requests
@@ -156,7 +156,7 @@ def special(requests: pd.DataFrame, name: str, *, arm: str, on, off, engine: pd.
     combine = stats.difference if effect.how == "difference" else stats.ratio
     found = _interval(effect, rows, combine(of_role["RLLM"], of_role["LLM"]), 2.0, options)
     # the two roles' runs err apart from each other, so their variances add
-    runs = [_runs(part) for _, part in pairs.sent.groupby("role")]
+    runs = [_runs(part) for _, part in pairs.sent[pairs.sent[arm] == on].groupby("role")]
     return _widened(found, effect, apart, 1 / sum(1 / n for n in runs))
 
 
@@ -198,7 +198,7 @@ class _Pairs:
     @property
     def runs(self) -> int:
         """In how many runs the option was on."""
-        return _runs(self.sent)
+        return _runs(self.sent[self.sent[self.arm] == self.on])
 
     def rows(self, which: str) -> tuple[pd.DataFrame, str]:
         """(rows, note) of "requests" or "samples": those of settings that have both arms."""

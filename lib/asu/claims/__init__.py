@@ -11,6 +11,7 @@ import pandas as pd
 from asu.claims import (
     budget_batch,
     domain,
+    engines,
     honesty,
     kv_cache,
     kv_quantisation,
@@ -42,7 +43,7 @@ __all__ = ["CLAIMS", "KNOWLEDGE", "NOTEBOOKS", "NUMBERS", "PAPER", "SETS", "Clai
 
 CLAIMS = [claim for module in (
     kv_cache, stragglers, running_time, domain, budget_batch, weight_quantisation, kv_quantisation, prefix_caching,
-    speculation, workload, honesty,
+    speculation, workload, engines, honesty,
 ) for claim in module.CLAIMS]
 
 

@@ -27,6 +27,7 @@ NOTEBOOKS = {
     "08": "08_prefix_caching",
     "09": "09_speculative_decoding",
     "10": "10_real_world_workload",
+    "11": "11_engine_against_engine",
     "14": "14_measuring_honestly",
 }
 
@@ -90,7 +91,7 @@ def measure(notebook: str, *, n_boot: int = stats.DRAWS, **frames: pd.DataFrame)
 
 @dataclass(frozen=True)
 class Range:
-    """Where a number must lie for a claim to hold: lo < number < hi; bounds on both sides are symmetric about 0."""
+    """Where a number must lie for a claim to hold: lo < number < hi; two bounds are ±x, or 1/x and x."""
 
     lo: float = -np.inf
     hi: float = np.inf
@@ -107,7 +108,7 @@ class Range:
 
     @property
     def direction(self) -> str:
-        """Where the claim holds: ">" or "<" the threshold, or "within" ± the threshold."""
+        """Where the claim holds: ">" or "<" the threshold, or "within" ± (of a ratio: × or ÷) the threshold."""
         return ">" if np.isinf(self.hi) else ("<" if np.isinf(self.lo) else "within")
 
     def verdict(self, measured: Estimate) -> tuple[str, str]:
