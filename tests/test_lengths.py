@@ -9,7 +9,7 @@ from asu.specs import EngineOptions, RunSpec, Sampling
 
 FILES = sorted(paths.LENGTHS.glob("*.csv"))
 COLUMNS = ["problem_id", "repeat", "output_tokens", "thinking_tokens", "prompt_tokens", "level", "difficulty"]
-LICENCES = {"A": "MIT", "B": "Apache-2.0", "C": "MIT"}
+LICENCES = {"A": "MIT", "B": "Apache-2.0", "C": "MIT", "D": "MIT"}
 
 
 def test_there_are_lengths_for_a_pair():
@@ -31,9 +31,11 @@ def test_rows_are_whole(file):
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_every_file_is_attributed(file):
     text = (paths.LENGTHS / "README.md").read_text()
-    row = re.search(rf"^\| {re.escape(file.name)} \| .+ \| (\w) \| ([\w.-]+) \|$", text, re.MULTILINE)
+    named = re.sub(r"^(mini-4m-\w+)-mini-\w+", r"\1-*set*", file.stem) + ".csv"
+    row = re.search(rf"^\| .*{re.escape(named)}.* \| .+ \| (\w) \| ([\w.-]+) \|$", text, re.MULTILINE)
     assert row and LICENCES[row[1]] == row[2]
-    assert re.search(rf"^- \*\*{row[1]}\*\* \S+/\S+, commit [0-9a-f]{{7,}}", text, re.MULTILINE)
+    source = r"this study: " if row[1] == "D" else r"\S+/\S+, commit [0-9a-f]{7,}"
+    assert re.search(rf"^- \*\*{row[1]}\*\* {source}", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

@@ -1,9 +1,10 @@
-"""Replay with random weights: recorded thinking in place of what random weights say, no texts, no grades."""
+"""Replay: recorded thinking in place of what random weights say, no texts, no grades; lengths are recorded and read."""
 
 import numpy as np
 import pandas as pd
 import pytest
 from asu import claims, records, workload
+from asu.errors import AsuError
 from asu.specs import Closed, EngineOptions, RunSpec, Sampling
 
 SPEC = RunSpec(model="r1-qwen-7b", task="math500", problems=12, lengths="r1-qwen-7b-math500-level5", load=Closed(
@@ -71,3 +72,42 @@ def test_twins_recorded_on_different_problems_are_compared_set_against_set():
     assert apart.lo < 4 < apart.hi and apart.hi - apart.lo < 2
     shared = pd.DataFrame(rows).assign(problem_id=[f"p{i % 40}" for i in range(80)])
     assert claims.running_time.time_ratio(shared).value == apart.value
+
+
+def test_real_weights_keep_their_thinking_and_texts_but_are_not_graded():
+    spec = RunSpec(model="mini-4m-think", task="mini-easy", problems=4, lengths="mini-4m-think-mini-easy")
+    wanted = workload.requests(spec)
+    assert {request.thinking_tokens for request in wanted} == {None}
+    requests = records.tables(spec, wanted, [record(request) for request in wanted])["requests"].to_pandas()
+    assert (requests.thinking_text == "year life man").all() and (requests.thinking_tokens == requests.output_tokens).all()
+    assert requests.outcome.isna().all() and (requests.finish_reason == "stop").all()
+
+
+def test_a_miniature_is_sent_as_many_characters_as_the_prompt_had_tokens():
+    spec = RunSpec(model="mini-4m-think", task="mini-easy", problems=8, lengths="mini-4m-think-mini-easy",
+                   options=EngineOptions(random_weights=True))
+    rows = workload.recorded_lengths(spec.lengths)
+    prompts = [request.problem.prompt for request in workload.requests(spec)]
+    assert [len(prompt) for prompt in prompts] == [int(row["prompt_tokens"]) for row in rows.values()][:8]
+    assert len(set(prompts)) == 8
+
+
+def finished(**more):
+    return pd.DataFrame({"run": "a", "model": "mini-4m-think", "task": "mini-easy", "problem_id": ["p0", "p1"],
+                         "repeat": 0, "output_tokens": [40, 9], "thinking_tokens": [30, 9], "prompt_tokens": 20,
+                         "level": 1, "difficulty": 2.0, "error": None} | more)
+
+
+def test_recorded_lengths_are_those_that_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(workload.paths, "LENGTHS", tmp_path)
+    assert workload.record_lengths(finished()) == [tmp_path / "mini-4m-think-mini-easy.csv"]
+    read = workload.recorded_lengths("mini-4m-think-mini-easy")
+    assert {key: (int(row["output_tokens"]), int(row["thinking_tokens"])) for key, row in read.items()} == {
+        ("p0", 0): (40, 30), ("p1", 0): (9, 9)}
+
+
+@pytest.mark.parametrize("frame, words", [
+    (finished(error=["lost", None]), "1 requests failed"), (finished(run=["a", "b"]), "2 runs of mini-4m-think")])
+def test_lengths_of_failed_or_several_runs_are_not_recorded(tmp_path, frame, words):
+    with pytest.raises(AsuError, match=words):
+        workload.record_lengths(frame, tmp_path)

@@ -67,8 +67,20 @@ def test_the_digest_tells_shapes_and_tokenizers_apart():
 
 
 def test_a_model_without_a_shape_is_refused(output):
-    with pytest.raises(AsuError, match="(?s)no shape for random weights of mini-4m-think.*r1-qwen-7b"):
-        base.source(models.get("mini-4m-think"), EngineOptions(random_weights=True))
+    with pytest.raises(AsuError, match="(?s)no shape for random weights of nothing.*r1-qwen-7b"):
+        base.source(models.Model("nothing", "nothing", "0", True), EngineOptions(random_weights=True))
+
+
+@pytest.mark.parametrize("scheme", ["bf16", "w8a8"])
+def test_a_miniature_has_its_own_shape_and_tokenizer(output, scheme):
+    mini = models.get("mini-4m-think")
+    made = shapes.folder(mini, scheme)
+    config, own = (json.loads((folder / "config.json").read_text()) for folder in (made, mini.folder))
+    assert config == own | ({"quantization_config": shapes.quantization(scheme)} if scheme != "bf16" else {})
+    assert not list(made.glob("*.safetensors"))
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (made / name).read_bytes() == (mini.folder / name).read_bytes()
+    assert shapes.digest(mini) != shapes.digest(models.get("mini-4m-direct"))
 
 
 def test_random_weights_in_files_load_and_repeat(output):

@@ -164,9 +164,9 @@ def done(toys, store):
 
 def test_frames_carry_the_runs_labels(done):
     requests = done.requests()
-    assert list(requests.columns[:19]) == [
+    assert list(requests.columns[:20]) == [
         "run", "engine", "model", "pair", "size", "role", "task", "load", "budget", "kv_pool_tokens", "weights",
-        "kv_cache", "prefix_caching", "speculation", "max_requests", "trial", "prefix", "kv_pool_actual",
+        "kv_cache", "prefix_caching", "speculation", "max_requests", "trial", "prefix", "replay", "kv_pool_actual",
         "request_id"]
     assert len(requests) == 8 * 4 and requests.columns.is_unique and requests.index.is_unique
     assert requests.groupby("run").size().eq(4).all() and requests["run"].nunique() == 8
@@ -175,7 +175,7 @@ def test_frames_carry_the_runs_labels(done):
     assert requests.kv_pool_actual.eq(4096).all() and requests.speculation.eq("none").all()
     assert requests.output_tokens.dtype == "int64" and requests.due_s.dtype == "float64"
     for frame in (done.events(), done.engine(), done.host()):
-        assert set(requests.columns[:18]) <= set(frame.columns) and set(frame["run"]) <= set(requests["run"])
+        assert set(requests.columns[:19]) <= set(frame.columns) and set(frame["run"]) <= set(requests["run"])
     assert done.events().groupby("run").size().eq(4 * (playthings.THINKING + playthings.ANSWER)).all()
 
 

@@ -21,6 +21,8 @@ LABELS = {
     "max_requests": ("", "most requests in one engine step"),
     "prefix": ("", "what stands before each problem: none, or who shares it (unique: nobody) and its length in tokens"),
     "trial": ("", "which repetition of an otherwise equal run, seeds included"),
+    "replay": ("", "whether outputs end at recorded lengths, and what writes them: real weights or random weights; "
+                   "none: the model ends them"),
 }
 
 REQUESTS = {

@@ -15,7 +15,7 @@ from asu.stats import Estimate
 
 # everything but the model's role that must be equal on both sides of a comparison
 SETTINGS = ["engine", "pair", "size", "task", "load", "budget", "kv_pool_tokens", "weights", "kv_cache",
-            "prefix_caching", "speculation", "max_requests", "prefix", "trial"]
+            "prefix_caching", "speculation", "max_requests", "prefix", "replay", "trial"]
 
 
 def groups(frame: pd.DataFrame, keys: list[str]) -> Iterator[np.ndarray]:

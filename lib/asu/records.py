@@ -15,7 +15,7 @@ from asu import paths, tasks
 from asu.errors import AsuError
 from asu.journal import write
 from asu.specs import MOST_DRAFTED, RunSpec, canonical, digest, parse
-from asu.workload import Request
+from asu.workload import Request, fixed_length
 
 _INT, _FLOAT, _TEXT = pa.int32(), pa.float64(), pa.string()
 REQUESTS = pa.schema([
@@ -163,8 +163,8 @@ def _loaded(table: pa.Table) -> pd.DataFrame:
 def tables(spec: RunSpec, wanted: list[Request], journal: list[dict]) -> dict[str, pa.Table]:
     """The four tables of a run from its journal, requests in sending order."""
     by_id = {record["row"]["request_id"]: record for record in journal if record["kind"] == "request"}
-    if spec.options.random_weights:
-        by_id |= {request.id: _replayed(by_id[request.id], request, spec.sampling.budget) for request in wanted}
+    if spec.lengths or spec.options.random_weights:
+        by_id |= {request.id: _replayed(by_id[request.id], request, spec) for request in wanted}
     return {"requests": _requests_table(spec, wanted, by_id), "events": _events_table(wanted, by_id),
             "engine": _gauge_table("engine", journal), "host": _gauge_table("host", journal)}
 
@@ -189,15 +189,18 @@ def finish(folder: Path, made: dict[str, pa.Table], env: dict, log: str) -> None
     write(folder / "DONE", pretty(done))
 
 
-def _replayed(record: dict, request: Request, budget: int) -> dict:
-    """A request to random weights as kept: without its text, which says nothing, and with the recorded thinking.
+def _replayed(record: dict, request: Request, spec: RunSpec) -> dict:
+    """A replayed request as kept: one to random weights without its text, which says nothing, and with the recorded
+    thinking; real weights think as long as their stream says.
 
     Random weights end their thinking by chance or never; the cost of serving hangs on how many tokens there are, so
     that the first of them stand for those that were thinking when the lengths were recorded. A length below the budget
     is one at which the recorded answer ended, not one that cut it off.
     """
-    row, thinking = record["row"] | {"thinking_text": "", "answer_text": ""}, request.thinking_tokens
-    if request.max_tokens < budget and row["finish_reason"] == "length":
+    row, thinking = record["row"] | {}, request.thinking_tokens
+    if spec.options.random_weights:
+        row |= {"thinking_text": "", "answer_text": ""}
+    if request.max_tokens < spec.sampling.budget and row["finish_reason"] == "length":
         row["finish_reason"] = "stop"
     if thinking is None:
         return record | {"row": row}
@@ -213,8 +216,8 @@ def _replayed(record: dict, request: Request, budget: int) -> dict:
 
 
 def _requests_table(spec: RunSpec, wanted: list[Request], by_id: dict[str, dict]) -> pa.Table:
-    """One row per request in sending order, graded unless the weights are random or words stand before the problems."""
-    task = None if spec.options.random_weights or spec.prefix else tasks.get(spec.task)
+    """One row per request in sending order; graded unless the weights are random or the length was set from outside."""
+    task = None if spec.options.random_weights or fixed_length(spec) else tasks.get(spec.task)
     rows = []
     for request in wanted:
         row = by_id[request.id]["row"]

@@ -1,7 +1,8 @@
 """Models of real shape without real weights: a config and a tokenizer, for runs whose lengths are replayed.
 
 Serving cost hangs on shapes and lengths, not on what the weights say. The tokenizer is a byte-level one filled up to
-the shape's vocabulary with made-up words, so that whatever is drawn is text a stream can carry.
+the shape's vocabulary with made-up words, so that whatever is drawn is text a stream can carry. Miniatures keep their
+own config and tokenizer.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from asu import paths
+from asu import digests, paths
 from asu.errors import AsuError
 from asu.models import CATALOGUE, Model
 from asu.specs import canonical
@@ -43,6 +44,8 @@ FORMATS = {
 def digest(model: Model, scheme: str = "bf16") -> str:
     """What random weights of this model are: SHA-256 over its shape and over what makes its tokenizer and weights."""
     recipe = {"shape": _shape(model), "thinks": model.thinks, "version": VERSION, "seed": SEED}
+    if model.shape is None:
+        recipe["tokenizer"] = digests.of_file(model.folder / "tokenizer.json")
     if scheme in FORMATS:
         recipe["quantization"] = quantization(scheme)
     return "random:" + hashlib.sha256(canonical(recipe).encode()).hexdigest()
@@ -106,6 +109,8 @@ def _merges(word: str) -> list[tuple[str, str]]:
 
 
 def _shape(model: Model) -> dict:
+    if model.shape is None and (model.folder / "config.json").is_file():
+        return json.loads((model.folder / "config.json").read_text())
     if model.shape is None:
         shaped = [name for name, other in CATALOGUE.items() if other.shape]
         raise AsuError(f"the catalogue has no shape for random weights of {model.name}",
@@ -115,10 +120,15 @@ def _shape(model: Model) -> dict:
 
 def _write(model: Model, scheme: str, where: Path) -> None:
     shape = _shape(model)
+    quantised = {"quantization_config": quantization(scheme)} if scheme in FORMATS else {}
+    if model.shape is None:  # a miniature: its vocabulary is too small for the tokenizer below
+        _json(where / "config.json", {**shape, **quantised})
+        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            shutil.copy(model.folder / name, where)
+        return
     made = tokenizer(shape["vocab_size"], (USER, ASSISTANT, *((model.start, model.end) if model.thinks else ())))
     end = made.token_to_id(END)
     made.save(str(where / "tokenizer.json"), pretty=False)
-    quantised = {"quantization_config": quantization(scheme)} if scheme in FORMATS else {}
     _json(where / "config.json", {
         **shape, "bos_token_id": end, "eos_token_id": end, "pad_token_id": end, "transformers_version": "5.0.0",
         **quantised})

@@ -303,7 +303,14 @@ def labels(spec: RunSpec) -> dict:
             "kv_pool_tokens": pd.NA if options.kv_pool_tokens is None else options.kv_pool_tokens,
             "weights": options.weights, "kv_cache": options.kv_cache, "prefix_caching": options.prefix_caching,
             "speculation": speculation or "none", "max_requests": options.max_requests, "trial": spec.trial,
-            "prefix": spec.prefix.label if spec.prefix else "none"}
+            "prefix": spec.prefix.label if spec.prefix else "none", "replay": _replay(spec)}
+
+
+def _replay(spec: RunSpec) -> str:
+    """What writes outputs of recorded lengths; "none" where the model ends them, or a prefix's runs set their own."""
+    if spec.lengths is None or spec.prefix is not None:
+        return "none"
+    return "random weights" if spec.options.random_weights else "real weights"
 
 
 def estimate_s(spec: RunSpec, history: list[tuple[RunSpec, dict]]) -> float:

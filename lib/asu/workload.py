@@ -5,12 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from asu import models, paths, shapes, tasks
 from asu.errors import AsuError
 from asu.specs import RunSpec
 
 PREFIX_VERSION = 1  # of the recipe below; raise it when the words before the problems change
+RECORDED = ["problem_id", "repeat", "output_tokens", "thinking_tokens", "prompt_tokens", "level", "difficulty"]
 TEMPLATE_TOKENS = 64  # the part that all requests share under `template`; common system prompts are about as long
 
 
@@ -105,6 +107,23 @@ def lengths_path(name: str) -> Path:
     return path
 
 
+def record_lengths(requests: pd.DataFrame, folder: Path | None = None) -> list[Path]:
+    """Write the output lengths of finished runs as data/lengths/<model>-<task>.csv, to be replayed; the files.
+
+    requests: one run per model and task, of `Study.requests()`; nothing may have failed. Problems keep their order.
+    """
+    if requests.error.notna().any():
+        raise AsuError(f"{requests.error.notna().sum()} requests failed: their lengths are not the model's",
+                       "record runs in which every request finished")
+    written = []
+    for (model, task), part in requests.groupby(["model", "task"], sort=False):
+        if part.run.nunique() > 1:
+            raise AsuError(f"{part.run.nunique()} runs of {model} on {task}", "record one run of each: study.where(…)")
+        written.append((folder or paths.LENGTHS) / f"{model}-{task}.csv")
+        part[RECORDED].to_csv(written[-1], index=False)
+    return written
+
+
 def _max_tokens(spec: RunSpec, lengths: dict | None, problem_id: str, repeat: int) -> int:
     if lengths is None or spec.prefix is not None:
         return spec.sampling.budget
@@ -128,12 +147,11 @@ def _thinking_tokens(spec: RunSpec, lengths: dict | None, problem_id: str, repea
 def _generated_problems(spec: RunSpec, lengths: dict) -> list[tasks.Problem]:
     """Prompts without meaning of the recorded length in tokens, each different from its first words on."""
     ids = list(dict.fromkeys(problem_id for problem_id, _ in lengths))[: spec.problems]
-    found = []
+    found, miniature = [], models.get(spec.model).miniature
     for problem_id in ids:
         row = lengths[next(key for key in lengths if key[0] == problem_id)]
-        draw = np.random.default_rng(spec.request_seed(problem_id, 0))
-        words = draw.choice(shapes.WORDS, int(row.get("prompt_tokens") or 200))
+        words = _words(spec.request_seed(problem_id, 0), int(row.get("prompt_tokens") or 200), miniature)
         found.append(tasks.Problem(
-            id=problem_id, prompt=" ".join(words), expected="",
+            id=problem_id, prompt=words if miniature else " ".join(words), expected="",
             level=int(row.get("level") or 0), difficulty=float(row.get("difficulty") or "nan"), task=spec.task))
     return found
