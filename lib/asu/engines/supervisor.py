@@ -6,7 +6,8 @@ One JSON line per request and per reply, which repeats the request's "id":
     {"start": argv, "env": {...}, "log": path}  ->  {"pid": process group of the server}
     {"poll": pid}                               ->  {"code": exit code, or null while it runs}
     {"stop": pid, "grace_s": seconds}           ->  {"code": exit code} once the whole group is gone
-When the owner's end closes, for whatever reason, kill -9 included, every server is stopped and the supervisor ends.
+When the owner's end closes, for whatever reason, kill -9 included, every server is stopped and the supervisor ends,
+and with it the folder for temporary files that all of them share: killed engines leave their sockets there.
 Linux only (prctl).
 """
 
@@ -16,9 +17,11 @@ import glob
 import importlib
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import time
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -71,6 +74,7 @@ class Supervisor:
             null = os.open(os.devnull, os.O_RDONLY)
             for source, target in ((null, 0), (output, 1), (output, 2)):
                 os.dup2(source, target)
+            env["TMPDIR"] = os.environ["TMPDIR"]
             if self.module is None:
                 os.execvpe(argv[0], argv, env)
             os.environ.clear()
@@ -154,11 +158,15 @@ def main() -> None:
     channel.set_inheritable(False)
     _libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's to handle
-    module = None
-    if len(sys.argv) > 2:
-        module = importlib.import_module(sys.argv[2])
-        module.preload()
-    Supervisor(channel, module).run()
+    os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="asu-")  # before an engine is imported, which may ask for it
+    try:
+        module = None
+        if len(sys.argv) > 2:
+            module = importlib.import_module(sys.argv[2])
+            module.preload()
+        Supervisor(channel, module).run()
+    finally:
+        shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -154,6 +154,8 @@ class VLLM(base.Engine):
             variables["VLLM_SERVER_DEV_MODE"] = "1"  # the only way to /reset_prefix_cache
         if self.device == "gpu":
             variables["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
+            # Its engine core then need not import everything once more; with CUDA in use already vLLM spawns after all.
+            variables["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
         else:
             variables |= self._cpu_environment()
         return variables
