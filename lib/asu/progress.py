@@ -47,10 +47,12 @@ class Progress(Silent):
         self._estimates: list[float] = []
         self._starts: list[float] = []
         self._run = self._requests = self._done = self._new = self._tokens = 0
-        self._name, self._begin, self._printed, self._scale = "", time.monotonic(), 0.0, 1.0
+        self._name, self._begin, self._printed = "", time.monotonic(), 0.0
+        self._spent_s = self._foreseen_s = 0.0  # of the runs finished here: what they took, and what was estimated
 
     def study_started(self, runs: list[float], servers: list[float]) -> None:
-        self._run, self._estimates, self._starts, self._scale = 0, list(runs), list(servers), 1.0
+        self._run, self._estimates, self._starts = 0, list(runs), list(servers)
+        self._spent_s = self._foreseen_s = 0.0
         self._say(f"{len(runs)} runs to make on {len(servers)} servers, about {clock_text(sum(runs) + sum(servers))}")
 
     def server_starting(self, name: str) -> None:
@@ -74,11 +76,10 @@ class Progress(Silent):
 
     def run_finished(self) -> None:
         with self._lock:
-            # Later estimates are corrected by how far this one was off, carefully: runs differ.
+            # Later estimates are corrected by how far the finished ones were off, all together: runs differ.
             if self._new and self._run <= len(self._estimates):
-                share = self._new / self._requests
-                measured = (time.monotonic() - self._begin) / max(1e-9, self._estimates[self._run - 1] * share)
-                self._scale = (self._scale * measured) ** 0.5
+                self._spent_s += time.monotonic() - self._begin
+                self._foreseen_s += self._estimates[self._run - 1] * self._new / self._requests
         self._say(self.text())
 
     def study_finished(self) -> None:
@@ -88,7 +89,8 @@ class Progress(Silent):
 
     def left_s(self) -> float:
         """Time left [s]: this run's from its own rate once known, the later ones' from their corrected estimates."""
-        later = sum(self._estimates[self._run:]) * self._scale + sum(self._starts)
+        off = self._spent_s / self._foreseen_s if self._foreseen_s else 1.0
+        later = sum(self._estimates[self._run:]) * off + sum(self._starts)
         current = self._estimates[self._run - 1] if 0 < self._run <= len(self._estimates) else 0.0
         if self._new:
             rate = self._new / max(1e-9, time.monotonic() - self._begin)
