@@ -14,7 +14,7 @@
 # trace unsorted, negative, missing  test_load a_bad_trace; unknown: here; trace at rate 0: test_traces no_trace_is_sent
 # SLO never or always met, no SLO   test_traffic an_slo_never_or_always_met, an_slo_that_is_no_time
 # quantised checkpoint, bad digest  test_quantise a_checkpoint_that_does_not_match, a_checkpoint_of_another_scheme
-# scheme the platform cannot run    test_quantise what_the_cpu_cannot_serve, awq_needs_an_accelerator, here
+# scheme the platform cannot run    test_quantise what_the_cpu_cannot_serve, here
 # draft of another vocabulary       test_speculation a_draft_with_another_vocabulary; unknown: an_unknown_draft
 # speculation an engine draws wrong test_speculation the_cpu_speculates_at_temperature_0_alone, here
 # a prefix that cannot be           test_prefix_caching a_prefix_that_cannot_be

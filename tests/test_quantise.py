@@ -64,25 +64,20 @@ def test_a_checkpoint_of_another_scheme_is_refused(copied):
 
 def test_an_unknown_scheme_names_those_there_are():
     with pytest.raises(AsuError, match="(?s)unknown quantisation scheme 'nf4'.*w4a16, w8a8, fp8, awq"):
-        quantise.make(MINI, "nf4", accelerator=True)
-
-
-def test_awq_needs_an_accelerator():
-    with pytest.raises(AsuError, match="awq calibrates on an accelerator"):
-        quantise.make(MINI, "awq", accelerator=False)
+        quantise.make(MINI, "nf4")
 
 
 def test_without_llmcompressor_the_error_is_the_command_that_installs_it(copied, monkeypatch):
     shutil.rmtree(copied)
     monkeypatch.setattr(quantise, "PYTHON", copied / "bin" / "python")
     with pytest.raises(AsuError, match="python3 lib/install.py llmcompressor"):
-        quantise.make(MINI, "fp8", accelerator=False)
+        quantise.make(MINI, "fp8")
     assert [folder.name for folder in copied.parent.iterdir()] == [MINI.name], "nothing half made is left"
 
 
 def test_a_checkpoint_that_is_there_is_not_made_again(copied, monkeypatch):
     monkeypatch.setattr(quantise, "_run", None)
-    assert quantise.make(MINI, "fp8", accelerator=False) == copied
+    assert quantise.make(MINI, "fp8") == copied
 
 
 def test_a_failure_of_llmcompressor_is_told_with_its_last_lines(copied, monkeypatch, tmp_path):
@@ -92,7 +87,7 @@ def test_a_failure_of_llmcompressor_is_told_with_its_last_lines(copied, monkeypa
     failing.chmod(0o755)
     monkeypatch.setattr(quantise, "PYTHON", failing)
     with pytest.raises(AsuError, match="llmcompressor failed on mini-1m-direct:\nout of memory"):
-        quantise.make(MINI, "w8a8", accelerator=False)
+        quantise.make(MINI, "w8a8")
     assert not [folder for folder in tmp_path.iterdir() if "quantising" in folder.name]
 
 

@@ -17,7 +17,7 @@ from asu import cost, engines, models, paths, profiles, quantise, runs
 from asu.engines import base
 from asu.errors import AsuError
 from asu.progress import clock_text
-from asu.study import SERVER_START_S, Study
+from asu.study import Study
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Measure how reasoning models behave in a serving engine. Commands may be given again at any "
@@ -73,8 +73,8 @@ def _print_plan(study: Study) -> None:
     Console().print(table)
     if len(frame) and not frame.done.all():
         left = frame[~frame.done]
-        seconds = left.estimate_s.sum() + SERVER_START_S * left.server.nunique()
-        typer.echo(f"{len(left)} runs to make on {left.server.nunique()} servers, about {clock_text(seconds)}.")
+        typer.echo(f"{len(left)} runs to make on {left.server.nunique()} servers, "
+                   f"about {clock_text(study.estimate_s())}.")
     else:
         typer.echo("Nothing to do.")
 
@@ -149,7 +149,7 @@ def doctor(hub: bool = typer.Option(False, "--hub", help="Also try to reach the 
 def quantize(model: str = typer.Argument(help="A model of the catalogue."),
              scheme: str = typer.Argument(help=", ".join(quantise.SCHEMES))):
     """Make a quantised checkpoint of a model's bf16 weights, in an environment of its own."""
-    typer.echo(f"quantised: {quantise.make(models.get(model), scheme, accelerator=bool(base.gpus()))}")
+    typer.echo(f"quantised: {quantise.make(models.get(model), scheme)}")
 
 
 def _findings(hub: bool):

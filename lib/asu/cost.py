@@ -33,12 +33,12 @@ class Rate:
 
 @functools.cache
 def measured() -> tuple[Rate, ...]:
-    """Rates of all published runs of random weights at real shapes on GPUs."""
+    """Rates of all published runs of random weights at real shapes on GPUs, those for long prompts left out."""
     found = []
     for root in sorted(path for path in paths.PUBLISHED.glob("*") if path.is_dir()):
         store = Store(root)
         for (spec, done), folder in zip(store.history(), store.folders(), strict=True):
-            if spec.options.random_weights and read_spec(folder)[1]["machine"]["gpus"]:
+            if spec.options.random_weights and not spec.prefix and read_spec(folder)[1]["machine"]["gpus"]:
                 env = json.loads((folder / "env.json").read_text())
                 found.append(Rate(spec, done["output_tokens"] / done["seconds"],
                                   done["output_tokens"] / done["requests"], env["sessions"][0]["server_start_s"]))
@@ -110,7 +110,7 @@ def seconds(spec: RunSpec) -> float:
         return (other.engine != spec.engine, models.get(other.model).thinks != models.get(spec.model).thinks,
                 other.load.kind != spec.load.kind, abs(np.log(_in_flight(other) / _in_flight(spec))),
                 other.options.weights != spec.options.weights, other.options.kv_cache != spec.options.kv_cache,
-                -(other.options.kv_pool_tokens or 0))
+                -(other.options.kv_pool_tokens or 0), -other.sampling.budget)
 
     if not measured():
         raise AsuError(f"no published run of a large model in {paths.PUBLISHED}", "restore it: git checkout data/runs")

@@ -22,6 +22,7 @@ class Model:
     chat_options: dict | None = None  # chat template switches, for hybrid models
     gated: bool = False
     gpus: int = 1  # over how many its weights are spread, where a study does not say
+    lengths: str | None = None  # model whose recorded output lengths stand in for its own; None: its own are recorded
     positions: int | None = None  # of its own config, where they are fewer than its shape's [tok]
 
     @property
@@ -83,17 +84,18 @@ _ALL = [
     Model("qwen2.5-math-7b", "7b", "7B", False, "Qwen/Qwen2.5-Math-7B",
           "b101308fe89651ea5ce025f25317fea6fc07e96e", shape=_7B, positions=4096),
     Model("r1-qwen-14b", "14b", "14B", True, "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B",
-          "1df8507178afcc1bef68cd8c393f61a886323761", shape=_14B),
+          "1df8507178afcc1bef68cd8c393f61a886323761", shape=_14B, lengths="r1-qwen-32b"),
     Model("qwen2.5-14b", "14b", "14B", False, "Qwen/Qwen2.5-14B",
-          "97e1e76335b7017d8f67c08a19d103c0504298c9", shape=_14B),
+          "97e1e76335b7017d8f67c08a19d103c0504298c9", shape=_14B, lengths="qwen2.5-32b"),
     Model("r1-qwen-32b", "32b", "32B", True, "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B",
           "711ad2ea6aa40cfca18895e8aca02ab92df1a746", shape=_32B),
     Model("qwen2.5-32b", "32b", "32B", False, "Qwen/Qwen2.5-32B",
           "1818d35814b8319459f4bd55ed1ac8709630f003", shape=_32B),
     Model("r1-llama-70b", "70b", "70B", True, "deepseek-ai/DeepSeek-R1-Distill-Llama-70B",
-          "b1c0b44b4369b597ad119a196caf79a9c40e141e", shape=_70B, gpus=4),
+          "b1c0b44b4369b597ad119a196caf79a9c40e141e", shape=_70B, gpus=4, lengths="r1-qwen-32b"),
     Model("llama-3.3-70b", "70b", "70B", False, "meta-llama/Llama-3.3-70B-Instruct",
-          "6f6073b423013f6a7d4d9f39144961bfbfbc386b", shape=_70B, gpus=4, gated=True),
+          "6f6073b423013f6a7d4d9f39144961bfbfbc386b", shape=_70B, gpus=4, gated=True,
+          lengths="qwen2.5-32b"),
     *_hybrid("0.6B", "c1899de289a04d12100db370d81485cdf75e47ca", _qwen3(1024, 28, 16, 3072, tied=True)),
     *_hybrid("8B", "b968826d9c46dd6066d109eabc6255188de91218", _qwen3(4096, 36, 32, 12288)),
     *_hybrid("14B", "40c069824f4251a91eefaf281ebe4c544efd3e18", _qwen3(5120, 40, 40, 17408)),

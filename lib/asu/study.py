@@ -22,7 +22,7 @@ _SAMPLING = ("temperature", "top_p", "budget", "logprobs")
 _PLAIN = ("engine", "model", "task", "load", "problems", "repeats", "seed", "lengths", "trial", "prefix")
 _BY_TASK = ("problems", "repeats", "budget")
 
-SERVER_START_S = 50.0
+START_S = {True: 10.0, False: 60.0}  # a server's start: of a miniature, of a large model
 # Where nothing like it was measured yet: seconds a request takes at the miniature's rate on two cores.
 _TOKENS_PER_S, _THINKING_TOKENS, _PLAIN_TOKENS = 2000.0, 400.0, 40.0
 
@@ -62,7 +62,9 @@ def _specs(axes: dict) -> list[RunSpec]:
             if isinstance(chosen.get(field), dict):
                 chosen[field] = _of_task(chosen[field], chosen["task"], field)
         if chosen.get("lengths"):
-            chosen["lengths"] = chosen["lengths"].format(model=chosen["model"], task=chosen["task"])
+            known = models.CATALOGUE.get(chosen["model"])
+            chosen["lengths"] = chosen["lengths"].format(model=known and known.lengths or chosen["model"],
+                                                         task=chosen["task"])
         data = {field: chosen[field] for field in _PLAIN if field in chosen}
         data["options"] = {field: chosen[field] for field in _OPTIONS if field in chosen}
         if "tensor_parallel" not in chosen and chosen["model"] in models.CATALOGUE:
@@ -176,8 +178,10 @@ class Study:
     def estimate_s(self) -> float:
         """Time to make what is missing, server starts included [s]."""
         plan = self.plan()
-        return 0.0 if plan.empty else float(
-            plan.estimate_s.sum() + SERVER_START_S * plan.server[~plan.done].nunique())
+        if plan.empty:
+            return 0.0
+        started = plan[~plan.done].drop_duplicates("server").model
+        return float(plan.estimate_s.sum() + sum(START_S[models.get(name).miniature] for name in started))
 
     def run(self, progress=None, *, server: Callable = Server, executor: Callable = local) -> "Study":
         """Make what is missing, starting each server once; complete runs are left as they are. Returns the study."""
@@ -192,7 +196,7 @@ class Study:
         progress = progress or Progress()
         history, groups = self.store.history(), self.groups(missing)
         progress.study_started([estimate_s(spec, history) for group in groups for spec in group],
-                               [SERVER_START_S] * len(groups))
+                               [START_S[models.get(group[0].model).miniature] for group in groups])
         for _ in executor(groups, functools.partial(self._work, progress=progress, server=server)):
             pass
         progress.study_finished()
@@ -217,7 +221,8 @@ class Study:
     def _missing(self, missing: list[RunSpec]) -> AsuError:
         history = self.store.history()
         seconds = sum(estimate_s(spec, history) for spec in missing)
-        seconds += SERVER_START_S * len({spec.server_key for spec in missing})
+        seconds += sum(START_S[models.get(model).miniature]
+                       for _, model in {(spec.server_key, spec.model) for spec in missing})
         where = f"records {self._records}" if self._records else "runs"
         named = missing[0].name + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
         unset = "unset ASU_RECORDS (or drop records=) and " if self._records else ""
