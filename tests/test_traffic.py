@@ -241,7 +241,7 @@ def test_every_figure_draws_what_it_is_given():
     assert len(plots.waits(waits, waits).axes) == 6
     good = traffic.goodput(r, SLO(2.0, 1.0), **FEW).assign(arm="RLLM")
     for knee in (Estimate(2.0, 1.0, np.inf), Estimate(np.inf), Estimate(np.nan)):
-        assert plots.goodput(good, knee).axes[0].get_ylabel() == "goodput [1/s]"
+        assert plots.goodput(good, knee).axes[0].get_ylabel() == "served in time\n[% of the offered]"
     table = traffic.effects_by_load(option("gamma4cv4", 0.5, weights="w8a8"), **FEW)
     figure = plots.effects_by_load(table, {"gamma4cv4": "bursts"})
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()][0].startswith("RLLM, all off")

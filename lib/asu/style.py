@@ -61,7 +61,7 @@ VERDICTS = {
 INK = "#1A1A1A"
 FAINT = "#8C8C8C"
 PAPER = Look("paper", INK, "D")
-WIDTH = 8.0  # inches: text stays legible when a phone scales the figure to 360 pixels
+WIDTH = 8.0  # inches: a page's column; a phone shows it 640 pixels wide, to scroll, for at 360 its text is too small
 
 RC = {
     "figure.facecolor": "white",  # a white card, on white and on dark pages alike

@@ -16,6 +16,7 @@ from asu.plots.core import legend, need, paper_handle, select
 
 _COLUMNS = 4  # panels side by side
 _APART = 0.36  # vertical distance of the two roles of one row
+_ABOVE = 0.40  # of the paper's marks over the middle of a row, clear of our own
 
 
 @style.styled
@@ -25,7 +26,8 @@ def effects(table: pd.DataFrame, *, paper: pd.DataFrame | None = None, by: str =
     by: "task" for a table of one metric made by task: a panel per problem set then, the paper's marks by `task` too.
 
     table: of `effects.table`, that of the control among it: size, role, arm, metric, how, value, lo, hi, note.
-    paper: arm, metric, value, and role or size where they matter; hollow marks. Ratios on a logarithmic axis with a
+    paper: arm, metric, value, and size where it matters; hollow marks, without a size beside our largest only, for a
+    large model is what the paper plots. Ratios on a logarithmic axis with a
     line at 1, differences of accuracy in points with a line at 0. What was not measured is a gap with its reason.
     """
     need(table, ["size", "role", "arm", "metric", "how", "value", "lo", "hi", "note"], "effects")
@@ -61,6 +63,7 @@ def _panel(ax: Axes, here: pd.DataFrame, theirs: pd.DataFrame, rows: list[tuple[
     """One metric; `rows` from top to bottom."""
     nothing, scale = (0.0, 100.0) if effect.how == "difference" else (1.0, 1.0)
     shown = [nothing]
+    largest = rows[0][0]
     for place, (size, arm) in enumerate(rows):
         if arm.startswith(CONTROL):
             ax.axhspan(place - 0.5, place + 0.5, color=style.FAINT, alpha=0.15, linewidth=0)
@@ -68,10 +71,10 @@ def _panel(ax: Axes, here: pd.DataFrame, theirs: pd.DataFrame, rows: list[tuple[
             at = place + (list(style.ROLES).index(role) - 0.5) * _APART
             for row in select(here, size=size, arm=arm, role=role).itertuples():
                 shown += _mark(ax, at, row, scale, style.role(role))
-        for row in select(theirs, size=size, arm=arm).itertuples() if len(select(here, size=size, arm=arm)) else ():
-            at = place - 0.5 * _APART  # the paper has reasoning models only
-            ax.plot(row.value * scale, at, style.PAPER.marker, markerfacecolor="white", markeredgecolor=style.INK,
-                    markersize=5, zorder=4)
+        known = len(select(here, size=size, arm=arm)) and (size == largest or "size" in theirs)
+        for row in select(theirs, size=size, arm=arm).itertuples() if known else ():
+            ax.plot(row.value * scale, place - _ABOVE, style.PAPER.marker, markerfacecolor="white",
+                    markeredgecolor=style.INK, markersize=4, markeredgewidth=0.8, zorder=4)
             shown.append(row.value * scale)
     ax.axvline(nothing, color=style.INK, linewidth=0.8, zorder=1)
     ax.set_yticks(range(len(rows)), [f"{size} {arm}" for size, arm in rows], fontsize=8)
@@ -113,6 +116,6 @@ def _scale(ax: Axes, effect, shown: Iterable[float]) -> None:
     steps = np.array([1.1, 1.25, 1.5, 2, 3, 5, 10, 30, 100, 1000])
     step = steps[np.argmin(np.abs(np.log(steps) - 0.7 * reach))]
     ax.set_xticks([1 / step, 1, step])
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.3g}"))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.2g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.minorticks_off()

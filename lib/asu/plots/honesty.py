@@ -36,14 +36,14 @@ def flaws(table: pd.DataFrame) -> Figure:
         ax.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
         for cell in here.itertuples():
             _cell(ax, columns.index(cell.metric), rows.index(cell.title), cell)
-        ax.set_yticks(range(len(rows)), rows, fontsize=8)
-        ax.set_xticks(range(len(columns)), [HEADLINES[name].title.replace(" ", "\n") for name in columns], fontsize=7.5)
+        ax.set_yticks(range(len(rows)), [title.replace("`", "") for title in rows], fontsize=8)
+        ax.set_xticks(range(len(columns)), [HEADLINES[name].title.replace(" ", "\n") for name in columns], fontsize=7)
         ax.xaxis.tick_top()
         ax.tick_params(length=0)
         ax.grid(False)
         ax.spines[:].set_visible(False)
         ax.hlines(np.arange(len(rows) + 1) - 0.5, -0.5, len(columns) - 0.5, color="#E3E3E3", linewidth=0.6)
-        ax.set_ylabel(style.role(role).label, color=style.role(role).colour, fontweight="bold")
+        ax.set_ylabel(style.role(role).label, color=style.role(role).colour, fontweight="bold", labelpad=8)
     legend(figure, [Patch(color=_shade(1 / _FULL_RATIO, "ratio"), label="a quarter, or 30 points less"),
                     Patch(facecolor=_shade(1, "ratio"), edgecolor=style.FAINT, label="as measured honestly"),
                     Patch(color=_shade(_FULL_RATIO, "ratio"), label="four times, or 30 points more")], columns=3)
@@ -67,9 +67,10 @@ def _cell(ax: Axes, x: int, y: int, cell) -> None:
     ax.add_patch(matplotlib.patches.Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=_shade(cell.value, cell.how),
                                               linewidth=0))
     clear = cell.lo > none or cell.hi < none
-    words = f"×{cell.value:.2g}" if cell.how == "ratio" else f"{100 * cell.value:+.0f} pt".replace("-0 pt", "+0 pt")
-    if cell.how == "ratio" and 0.095 <= cell.value < 9.95:
-        words = f"×{cell.value:.2f}"
+    if cell.how == "ratio":
+        words = f"×{cell.value:.2f}" if cell.value < 9.95 else f"×{cell.value:.0f}"
+    else:
+        words = f"{100 * cell.value:+.0f} pt".replace("-0 pt", "+0 pt")
     dark = sum(_shade(cell.value, cell.how)[:3]) < 1.5
     ax.text(x, y, words.replace("-", "−"), ha="center", va="center", fontsize=7.5,
             fontweight="bold" if clear else "normal", color="white" if dark else style.INK if clear else "#5A5A5A")
@@ -79,22 +80,24 @@ def _cell(ax: Axes, x: int, y: int, cell) -> None:
 def flawed_claims(table: pd.DataFrame) -> Figure:
     """Every claim that a flaw touches: the number measured honestly over the same measured with the flaw.
 
-    table: of `claims.honesty.verdicts`. Each line has a scale of its own; where the claim would hold is shaded.
+    table: of `claims.honesty.verdicts`; verdicts that the flaw turns come first. Each line has a scale of its
+    own; where the claim would hold is shaded.
     """
     need(table, ["claim", "title", "lo_holds", "hi_holds", "honest", "flawed", "verdict_honest", "verdict_flawed"],
          "flawed_claims")
+    table = table.sort_values("flips", ascending=False, kind="stable")
     figure = Figure(figsize=(style.WIDTH, 0.42 * len(table) + 0.7))
     top, bottom = 1 - 0.5 / figure.get_figheight(), 0.2 / figure.get_figheight()
-    grid = figure.add_gridspec(len(table), 1, left=0.42, right=0.74, top=top, bottom=bottom, hspace=0.75)
+    grid = figure.add_gridspec(len(table), 1, left=0.42, right=0.83, top=top, bottom=bottom, hspace=0.75)
     for place, row in enumerate(table.itertuples()):
         ax = figure.add_subplot(grid[place])
         _two(ax, row)
         box = grid[place].get_position(figure)
         middle = (box.y0 + box.y1) / 2
         figure.text(0.01, middle, row.claim, va="center", fontsize=8, fontweight="bold" if row.flips else "normal")
-        figure.text(0.17, middle, fill(row.title, 34), va="center", fontsize=7.5)
+        figure.text(0.17, middle, fill(row.title.replace("`", ""), 34), va="center", fontsize=7.5)
         before, after = style.VERDICTS[row.verdict_honest].label, style.VERDICTS[row.verdict_flawed].label
-        figure.text(0.755, middle, f"{before}\n→ {after}" if row.flips else before, va="center", fontsize=7.5,
+        figure.text(0.845, middle, f"{before}\n→ {after}" if row.flips else before, va="center", fontsize=7.5,
                     fontweight="bold" if row.flips else "normal")
     figure.legend(handles=[
         Line2D([], [], color=style.INK, marker="o", label="honest (above)"),

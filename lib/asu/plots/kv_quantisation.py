@@ -3,6 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from asu import style
 from asu.effects import CONTROL
@@ -48,6 +49,8 @@ def error_growth(compared: pd.DataFrame, curve: pd.DataFrame, losses: pd.DataFra
     lost.set(xlabel="thinking tokens\nwithout quantisation", ylabel="accuracy lost [points]")
     if len(losses):
         lost.set_xscale("log")
+        lost.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        lost.xaxis.set_minor_formatter(NullFormatter())
     else:
         lost.set(xticks=[], yticks=[])
         lost.text(0.5, 0.5, "nothing was graded", transform=lost.transAxes, ha="center", color=style.FAINT)

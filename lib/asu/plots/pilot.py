@@ -297,7 +297,7 @@ def time_vs_difficulty(requests: pd.DataFrame, slopes: pd.DataFrame) -> Figure:
             x = np.linspace(x[0], x[1], 21)
             edges = np.sort([height + slope[bound] * (x - middle) for bound in ("lo", "hi")], axis=0)
             ax.fill_between(x, *edges, color=look.colour, alpha=0.25, linewidth=0)
-            notes.append(f"{role} {slope['value']:+.2g} [{slope['lo']:.2g}, {slope['hi']:.2g}]".replace("-", "−"))
+            notes.append(f"{role} {Estimate(slope['value'], slope['lo'], slope['hi'])}".replace("-", "−"))
         ax.set_title("\n".join(notes), fontsize=7)
         if ax.get_subplotspec().is_first_row():
             ax.set_title(f"{style.task(task).label}\n" + "\n".join(notes), fontsize=7)
@@ -668,7 +668,8 @@ def _against_range(ax: Axes, row, low: float, high: float, theirs: float, look: 
     for bound in (low, high):
         if np.isfinite(bound):
             ax.axvline(bound, color=style.INK, linewidth=1.2)
-    ax.hlines(0, max(left, row.lo), min(right, row.hi), color=look.colour, linewidth=2.4)
+    if not np.isnan([row.lo, row.hi]).any():  # no interval is no line, and not one without end
+        ax.hlines(0, max(left, row.lo), min(right, row.hi), color=look.colour, linewidth=2.4)
     ax.plot(row.value, 0, look.marker, color=look.colour, markersize=8, markeredgecolor="white", zorder=4)
     if np.isfinite(theirs):
         ax.plot(theirs, 0, style.PAPER.marker, markerfacecolor="white", markeredgecolor=style.INK, markersize=5.5)

@@ -57,6 +57,7 @@ def break_even(gains: pd.DataFrame) -> Figure:
     present = [kind for kind in KINDS if kind in set(gains["kind"])]
     handles = [Line2D([], [], linestyle="none", marker=KINDS[kind].marker, color=KINDS[kind].colour,
                       label=KINDS[kind].label) for kind in present]
+    handles += [Line2D([], [], linestyle="none", label=" ")] * (-len(handles) % 3)  # the prompts' lengths apart
     handles += [Line2D([], [], linestyle="none", marker="o", markerfacecolor="none", color=style.INK,
                        markersize=sizes[count], label=f"{count:,.0f} tokens before the question") for count in tokens]
     legend(figure, handles, columns=3)

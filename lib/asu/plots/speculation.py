@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator, ScalarFormatter
 
 from asu import style
 from asu.plots.core import from_zero, legend, need, share_axis
@@ -131,7 +131,7 @@ def throughput_two_ways(table: pd.DataFrame) -> Figure:
         ax.set_xlim(-0.5, len(tasks) - 0.5)
         ax.set_yscale("log")
         ax.yaxis.set_major_locator(FixedLocator([0.125, 0.25, 0.5, 1, 2, 4]))
-        ax.yaxis.set_major_formatter(ScalarFormatter())
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
         ax.yaxis.set_minor_formatter(NullFormatter())
     axes[0].set_ylabel("throughput, on / off [×]")
     legend(figure, _handles(axes))

@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from asu import style
 from asu.plots.core import accuracy_axes, grid, legend, need, share_axis, whisker
@@ -68,7 +69,9 @@ def step_time(steps: pd.DataFrame) -> Figure:
     steps: model, weights, memory_s, compute_s, bound_s, step_s, share, of `roofline.table`.
     """
     need(steps, ["model", "weights", "memory_s", "compute_s", "bound_s", "step_s", "share"], "step_time")
-    steps = steps[steps["step_s"].notna()].reset_index(drop=True)
+    steps = steps[steps["step_s"].notna()]
+    order = {model: place for place, model in enumerate(dict.fromkeys(steps["model"]))}  # a model's formats together
+    steps = steps.sort_values("model", key=lambda names: names.map(order), kind="stable").reset_index(drop=True)
     figure = Figure(figsize=(style.WIDTH, 0.34 * len(steps) + 1.5), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     y = np.arange(len(steps))[::-1]
@@ -80,6 +83,7 @@ def step_time(steps: pd.DataFrame) -> Figure:
         right.plot(steps[column] * 1e6, y + offset, look[1], color=look[0])
     right.set_xlabel("least time [µs], logarithmic")
     right.set_xscale("log")
+    right.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     for ax in (left, right):
         ax.grid(axis="y", visible=False)
     for at, share, wide in zip(y, steps["share"], steps["step_s"] * 1e3, strict=True):
@@ -122,6 +126,8 @@ def damage_by_length(loss: pd.DataFrame, curves: pd.DataFrame, *, arm: str = "we
 def _lost(ax: Axes) -> None:
     ax.axhline(0, color=style.INK, linewidth=0.8)
     ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlabel("thinking tokens with bf16")
     ax.set_ylabel("accuracy lost [points]")
     ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}")

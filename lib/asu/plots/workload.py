@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from asu import style
 from asu.effects import EFFECTS
@@ -44,6 +44,7 @@ def traffic_over_time(engine: pd.DataFrame, paper: pd.DataFrame | None = None) -
         kv.set(ylim=(0, 1.04), xlim=(0, None))
         share_axis(kv)
         queue.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        queue.xaxis.set_major_locator(MaxNLocator(4))
         queue.set_xlabel("time since start [s]")
     axes[0, 0].set_ylabel("KV cache in use [%]")
     axes[1, 0].set_ylabel("requests")
@@ -71,6 +72,9 @@ def waits(by_rate: pd.DataFrame, by_cv: pd.DataFrame) -> Figure:
     for (left, right), name in zip(axes, names, strict=True):
         for ax, frame in ((left, by_rate), (right, by_cv)):
             _percentiles(ax, frame, name)
+        both = pd.concat([by_rate, by_cv])
+        both = both[(both["metric"] == name) & both["q"].isin(list(_SHARES))]
+        _wait_axis(left, name, both[["value", "lo", "hi"]].to_numpy(float).ravel())
         left.set_ylabel(_WAITS[name])
     axes[-1, 0].set_xlabel("requests offered [1/s]")
     axes[-1, 1].set_xlabel("CV of the gaps, as asked for")
@@ -93,34 +97,45 @@ def _percentiles(ax: Axes, frame: pd.DataFrame, name: str) -> None:
                         linewidth=0)
     lag = frame[(frame["metric"] == "lag") & (frame["q"] == 0.99)].sort_values("x")
     ax.plot(lag["x"], lag["value"], color=style.FAINT, linewidth=1.0)
-    # a queue is mostly empty: only its axis has to show nothing
-    least = 1e-3 if name == "queue" else 1e-2
-    ax.set_yscale("symlog" if name == "queue" else "log", **({"linthresh": least} if name == "queue" else {}))
-    ax.set_yticks([0, *(tick for tick in (1e-3, 1e-2, 0.1, 1, 10, 100) if tick >= least)][name != "queue":])
     ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-    top = max([1.0, *frame["value"][np.isfinite(frame["value"])], *frame["hi"][np.isfinite(frame["hi"])]])
-    ax.set_ylim(0 if name == "queue" else least, 1.5 * top)
+
+
+def _wait_axis(ax: Axes, name: str, shown: np.ndarray) -> None:
+    """A logarithmic axis around what is `shown` [s]; a queue is mostly empty, so its axis holds nothing too."""
+    shown = shown[np.isfinite(shown) & (shown > 0)]
+    if name == "queue":
+        ax.set_yscale("symlog", linthresh=1e-3)
+        ax.set_yticks([0, 1e-3, 1e-2, 0.1, 1, 10, 100])
+        ax.set_ylim(0, 1.5 * max([1.0, *shown]))
+    else:
+        low, high = (shown.min() / 1.4, shown.max() * 1.4) if len(shown) else (0.1, 10.0)
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 100 * low else (1.0, 2.0, 5.0)))
+        ax.yaxis.set_minor_formatter(NullFormatter())
+        ax.set_ylim(low, high)
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
 
 
 @style.styled
 def goodput(good: pd.DataFrame, knee: Estimate) -> Figure:
-    """Goodput against the rate offered, an arm each for role and kind of arrivals, with the knee of the RLLM's curve.
+    """Share of the offered requests served in time against the rate, an arm each for role and kind of arrivals.
 
     good: of `traffic.goodput`, with `arm` (the legend's words) and role; an arm of one run is a mark, of more a line.
-    knee: of `traffic.knee`, in the same unit.
+    knee: of `traffic.knee`, of the RLLM's curve, in the same unit. Of offered, because beside the rates themselves a
+    loss of a few percent cannot be seen.
     """
     need(good, ["arm", "role", "offered", "value", "lo", "hi"], "goodput")
     figure = Figure(figsize=(style.WIDTH, 3.6), layout="constrained")
     ax = figure.subplots()
     most = float(good["offered"].max()) * 1.1
-    ax.plot([0, most], [0, most], color=style.FAINT, linewidth=0.8)
-    ax.plot([0, most], [0, KNEE * most], color=style.FAINT, linewidth=0.8, linestyle=":")
+    ax.axhline(KNEE, color=style.FAINT, linewidth=1.0, linestyle=":")
     marks = iter("^DvPX*h<>")
     for arm, rows in good.groupby("arm", sort=False):
         rows, look = rows.sort_values("offered"), style.role(rows["role"].iloc[0])
         single = len(rows) == 1
-        ax.vlines(rows["offered"], rows["lo"], rows["hi"], color=look.colour, linewidth=1.1)
-        ax.plot(rows["offered"], rows["value"], marker=next(marks) if single else look.marker, color=look.colour,
+        shares = rows[["value", "lo", "hi"]].div(rows["offered"], axis=0)
+        ax.vlines(rows["offered"], shares["lo"], shares["hi"], color=look.colour, linewidth=1.1)
+        ax.plot(rows["offered"], shares["value"], marker=next(marks) if single else look.marker, color=look.colour,
                 linestyle="none" if single else look.dash, markerfacecolor="white" if single else look.colour,
                 markersize=7 if single else 5, label=arm)
     if np.isfinite(knee.value):
@@ -128,10 +143,10 @@ def goodput(good: pd.DataFrame, knee: Estimate) -> Figure:
         ends = [end if np.isfinite(end) else most for end in (knee.lo, knee.hi)]
         ax.axvspan(*ends, color=style.INK, alpha=0.08, linewidth=0)
         ax.annotate(f"knee {knee.value:.3g}/s", (knee.value, 0), xytext=(4, 6), textcoords="offset points", fontsize=8)
-    ax.set(xlim=(0, most), ylim=(0, most), xlabel="requests offered [1/s]", ylabel="goodput [1/s]")
+    ax.set(xlim=(0, most), ylim=(0, 1.04), xlabel="requests offered [1/s]", ylabel="served in time\n[% of the offered]")
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     handles, _ = ax.get_legend_handles_labels()
-    legend(figure, [*handles, Line2D([], [], color=style.FAINT, linewidth=0.8, label="all good"),
-                    Line2D([], [], color=style.FAINT, linewidth=0.8, linestyle=":", label=f"{KNEE:.0%} good")],
+    legend(figure, [*handles, Line2D([], [], color=style.FAINT, linewidth=1.0, linestyle=":", label=f"{KNEE:.0%}")],
            columns=3)
     return figure
 
