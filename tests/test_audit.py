@@ -295,7 +295,7 @@ def test_figures_draw_every_role_and_refuse_empty_frames():
     table = audit.table(r, [*audit.ON_SAME_RUNS, "chunks"], events=events(r, 2), **OPTIONS)
     drawn = flaws(table)
     assert len(drawn.axes) == 2 and [t.get_text() for t in drawn.axes[0].get_yticklabels()] == list(
-        dict.fromkeys(table[table.role == "RLLM"].title))
+        dict.fromkeys(table[table.role == "RLLM"].title.str.replace("`", "")))
     again = honesty.verdicts(claims.CLAIMS, {"04": {"requests": r}}, **OPTIONS)
     assert len(flawed_claims(again).axes) == len(again)
     for draw, empty in ((flaws, table[:0]), (flawed_claims, again[:0])):
