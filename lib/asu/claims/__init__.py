@@ -16,6 +16,7 @@ from asu.claims import (
     kv_cache,
     kv_quantisation,
     prefix_caching,
+    replay,
     running_time,
     speculation,
     stragglers,
@@ -43,7 +44,7 @@ __all__ = ["CLAIMS", "KNOWLEDGE", "NOTEBOOKS", "NUMBERS", "PAPER", "SETS", "Clai
 
 CLAIMS = [claim for module in (
     kv_cache, stragglers, running_time, domain, budget_batch, weight_quantisation, kv_quantisation, prefix_caching,
-    speculation, workload, engines, honesty,
+    speculation, workload, engines, replay, honesty,
 ) for claim in module.CLAIMS]
 
 

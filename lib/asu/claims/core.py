@@ -28,6 +28,7 @@ NOTEBOOKS = {
     "09": "09_speculative_decoding",
     "10": "10_real_world_workload",
     "11": "11_engine_against_engine",
+    "12": "12_replay_error",
     "14": "14_measuring_honestly",
 }
 
