@@ -281,7 +281,8 @@ def test_guidance_names_what_matters_and_only_that():
 
 
 def test_verdicts_are_recomputed_where_a_flaw_touches_the_number():
-    r = requests()
+    facts = requests(task="mini-facts").assign(request_id=lambda r: "f" + r.request_id, run=lambda r: "f" + r.run)
+    r = pd.concat([requests(), facts.assign(problem_id="f" + facts.problem_id)], ignore_index=True)
     frames = {"04": {"requests": r, "events": events(r, 1)}}
     found = honesty.verdicts(claims.CLAIMS, frames, **OPTIONS)
     assert set(found.claim) == {"F4.mathematics", "F4.knowledge", "F4.gap"}
@@ -306,3 +307,57 @@ def test_figures_draw_every_role_and_refuse_empty_frames():
 def test_a_server_that_is_down_refuses_every_connection():
     down = audit.server_down(20, at_once=8)
     assert down.refused == down.requests == 20 and down.rps == pytest.approx(20 / down.seconds)
+
+
+# --- replay: random weights, nothing graded -------------------------------------------------------------------------
+
+
+def replayed(**changes) -> pd.DataFrame:
+    return requests(outcome=None, expected="", answer_text="", task="math500").assign(**changes)
+
+
+def test_made_up_prompts_have_no_words_and_no_set_is_asked_for_them(monkeypatch):
+    monkeypatch.setattr(audit.tasks, "get", lambda name: pytest.fail(f"asked for the set {name}"))
+    assert audit.prompt_words(replayed()).isna().all()
+    assert "words" not in audit.able(audit.ON_SAME_RUNS, replayed())
+    assert set(audit.able(audit.ON_SAME_RUNS, replayed())) == set(audit.ON_SAME_RUNS) - {"words"}
+
+
+def test_what_cannot_be_shown_is_named_with_its_reason():
+    once = replayed()
+    found = audit.gaps(once, once[:0], once, once).set_index("flaw").why
+    assert len(found) == 7 and found["strict graders"].startswith("nothing was graded")
+    assert found["a token is a stream event, with speculation"] == "no run speculated"
+    assert found["one pass without seeds"] == "every problem was asked once"
+    loads = pd.concat([once, once.assign(batch=0)])
+    passes = pd.concat([once.assign(prefix_caching=on, repeat=k) for on in (True, False) for k in (0, 1)])
+    assert set(audit.gaps(once, once, loads, passes).flaw) == {
+        "strict graders", "all that is not correct is wrong", "words of the prompt are added"}
+    graded = requests()
+    assert audit.gaps(graded, graded, loads, passes).empty
+
+
+def test_numbers_claims_and_figures_without_grades_speculation_or_passes():
+    r = replayed()
+    loads = pd.concat([r, r.assign(batch=0, run="b" + r.role)], ignore_index=True)
+    seen = events(r, 1)
+    numbers = measured(requests=r, events=seen, speculation=r[:0], speculation_events=seen[:0], loads=loads, passes=r)
+    assert numbers["14.tbt_tbt_rllm"].known and numbers["14.barrier_time_rllm"].known
+    unknown = ["14.graders_accuracy_rllm", "14.tokens_per_event_speculation", "14.warm_ttft"]
+    assert not any(numbers[name].known for name in unknown)
+    decided = claims.decide(numbers).set_index("claim")
+    assert (decided.verdict[["honest.graders", "honest.chunks", "honest.warm"]] == "undecided").all()
+    assert "accuracy" not in honesty.guidance(numbers)
+    table = pd.concat([audit.table(r, ["chunks"], events=seen, **OPTIONS),
+                       audit.table(r[:0], ["chunks"], events=seen[:0], **OPTIONS),
+                       audit.table(r, audit.able(audit.ON_SAME_RUNS, r), **OPTIONS),
+                       audit.table(r, audit.able(["one_pass", "warm_cache"], r), **OPTIONS)], ignore_index=True)
+    assert not set(table.metric) & {"accuracy", "wrong"} and len(flaws(table).axes) == 2
+
+
+def test_claims_that_need_grades_are_not_decided_again_without_them():
+    r = replayed(difficulty=np.tile(np.arange(N, dtype=float), 2), problem_id=[f"{k}" for k in range(2 * N)])
+    r["last_s"] += np.tile(np.arange(N) / 10, 2)
+    found = honesty.verdicts(claims.CLAIMS, {"03": {"requests": r}, "04": {"requests": r}}, **OPTIONS)
+    assert set(found.claim) == {"F3.follows", "F3.flat"}, "one set has no spread, and nothing is graded"
+    assert len(flawed_claims(found).axes) == len(found)

@@ -176,7 +176,8 @@ def reasoning_field(requests: pd.DataFrame, events: pd.DataFrame | None, assumed
 
 @flaw("words", "words of the prompt are added", "its tokens per second add the prompt to the output, in words", "tps")
 def words(requests: pd.DataFrame, events: pd.DataFrame | None, assumed: Assumed) -> Sides:
-    return requests, requests.assign(output_tokens=requests.output_tokens + prompt_words(requests))
+    asked = requests.assign(output_tokens=requests.output_tokens + prompt_words(requests))
+    return (requests, asked) if asked.output_tokens.notna().any() else (requests[:0], asked[:0])
 
 
 @flaw("window", "TPS since the first visible token",
@@ -245,6 +246,7 @@ def wall_clock(requests: pd.DataFrame, events: pd.DataFrame | None, assumed: Ass
       "ttft", "ttfvt", "tbt", "e2e", "output_tokens", "accuracy", "wrong")
 def one_pass(requests: pd.DataFrame, events: pd.DataFrame | None, assumed: Assumed) -> Sides:
     cold = requests[~requests.prefix_caching]
+    cold = cold if cold.repeat.nunique() > 1 else cold[:0]
     return cold, cold[cold.repeat == cold.repeat.min()]
 
 
@@ -252,6 +254,7 @@ def one_pass(requests: pd.DataFrame, events: pd.DataFrame | None, assumed: Assum
       "sends the same prompts three times in order, with the prefix cache as it is", "ttft", "ttfvt", "tbt", "e2e")
 def warm_cache(requests: pd.DataFrame, events: pd.DataFrame | None, assumed: Assumed) -> Sides:
     cached = requests[requests.prefix_caching]
+    cached = cached if cached.repeat.nunique() > 1 else cached[:0]
     return cached[cached.repeat == 0], cached
 
 
@@ -269,16 +272,17 @@ def failing(requests: pd.DataFrame, share: float, seed: int = 0) -> pd.DataFrame
 
 
 def prompt_words(requests: pd.DataFrame) -> pd.Series:
-    """Words in each request's prompt, apart by spaces; NaN where its problem set is not at hand."""
-    return pd.Series([_words(row.task).get(row.problem_id, np.nan) for row in requests.itertuples()], requests.index,
-                     dtype=float)
+    """Words in each request's prompt, apart by spaces; NaN where its set is not at hand, or its prompt was made up."""
+    asked = requests.outcome.notna()  # an answer to a prompt that was made up is not graded
+    return pd.Series([_words(row.task).get(row.problem_id, np.nan) if known else np.nan
+                      for row, known in zip(requests.itertuples(), asked, strict=True)], requests.index, dtype=float)
 
 
 @lru_cache(maxsize=16)
 def _words(task: str) -> dict[str, int]:
     try:
         return {problem.id: len(problem.prompt.split()) for problem in tasks.get(task).problems()}
-    except AsuError:  # a set of the hub that is not in the cache; random weights do not need it
+    except AsuError:  # a set of the hub that is not in the cache
         return {}
 
 
@@ -365,6 +369,28 @@ def both(chosen: Flaw | str, requests: pd.DataFrame, events: pd.DataFrame | None
         raise AsuError(f"no request shows “{chosen.title}”", "pass runs of both kinds: with a barrier and without, "
                        "or with the prefix cache on and several passes")
     return honest, flawed
+
+
+def able(names: Iterable[str], requests: pd.DataFrame, events: pd.DataFrame | None = None) -> list[str]:
+    """Those of the flaws that these requests can show, whichever of both sides they have to have."""
+    sides = {flaw.name: flaw.sides(requests, events, Assumed()) for flaw in _known(names)}
+    return [name for name, both_sides in sides.items() if not any(side.empty for side in both_sides)]
+
+
+def gaps(requests: pd.DataFrame, speculation: pd.DataFrame, loads: pd.DataFrame, passes: pd.DataFrame) -> pd.DataFrame:
+    """What the runs of the notebook cannot show, and why: columns flaw, why; no rows where nothing is missing."""
+    found = []
+    if speculation.empty:
+        found.append((f"{FLAWS['chunks'].title}, with speculation", "no run speculated"))
+    if requests.outcome.isna().all():
+        found += [(FLAWS[name].title, "nothing was graded: what random weights say is no answer")
+                  for name in ("graders", "bucket")]
+    reasons = {"words": (requests, "the prompts were made up, as long as those recorded"),
+               "barrier": (loads, "no runs with a barrier and without"),
+               "one_pass": (passes, "every problem was asked once"),
+               "warm_cache": (passes, "no problem was asked again with the prefix cache on")}
+    found += [(FLAWS[name].title, why) for name, (rows, why) in reasons.items() if not able([name], rows)]
+    return pd.DataFrame(found, columns=["flaw", "why"])
 
 
 def change(name: str, metric: str, requests: pd.DataFrame, *, events: pd.DataFrame | None = None,

@@ -116,6 +116,8 @@ def verdicts(claims: Iterable[Claim], frames: Mapping[str, Mapping[str, pd.DataF
              **options) -> pd.DataFrame:
     """Each claim decided honestly and with each flaw that touches its number: one row per claim and flaw.
 
+    None for a number that neither way of measuring has, nor for a flaw that these runs cannot show.
+
     frames: by notebook ("04"), the frames its numbers are made from, and `events` where there are any.
     Columns: claim, statement, flaw, title, lo_holds, hi_holds (the claim's range), unit, honest, flawed (Estimates),
     verdict_honest, verdict_flawed, moved (whether flawed lies outside the honest interval), flips.
@@ -126,11 +128,14 @@ def verdicts(claims: Iterable[Claim], frames: Mapping[str, Mapping[str, pd.DataF
         given, n = frames.get(claim.number[:2], {}), NUMBERS[claim.number]
         if claim.number not in MADE_OF or not set(n.frames) <= set(given):
             continue
+        if MADE_OF[claim.number] == "accuracy" and given[n.frames[0]].outcome.isna().all():
+            continue
         for flaw in flaws:
-            if MADE_OF[claim.number] in flaw.touches:
+            if MADE_OF[claim.number] in flaw.touches and audit.able([flaw.name], given[n.frames[0]],
+                                                                    given.get("events")):
                 sides = [audit.both(flaw, given[name], given.get("events"), assumed) for name in n.frames]
                 honest, flawed = (n.of(*(side[k] for side in sides), **options) for k in (0, 1))
-                rows.append(_row(claim, flaw, n.unit, honest, flawed))
+                rows += [_row(claim, flaw, n.unit, honest, flawed)] if honest.known or flawed.known else []
     return pd.DataFrame(rows, columns=["claim", "statement", "flaw", "title", "lo_holds", "hi_holds", "unit", "honest",
                                        "flawed", "verdict_honest", "verdict_flawed", "moved", "flips"])
 
@@ -151,8 +156,8 @@ def guidance(numbers: Mapping[str, Estimate | Mapping | float]) -> str:
     if not told:
         return ("None of the flaws moved a number here by a quarter; on other engines and models each still may, "
                 "so count the engine's tokens and report all five outcomes.")
-    return (f"Before a number is believed, ask how it was made: {'; '.join(told)} (on the miniature and this machine; "
-            "how far another engine's numbers move must be measured there).")
+    return (f"Before a number is believed, ask how it was made: {'; '.join(told)} (with these models on this "
+            "machine; how far another engine's numbers move must be measured there).")
 
 
 _ADVICE = [
