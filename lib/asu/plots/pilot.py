@@ -297,7 +297,7 @@ def time_vs_difficulty(requests: pd.DataFrame, slopes: pd.DataFrame) -> Figure:
             x = np.linspace(x[0], x[1], 21)
             edges = np.sort([height + slope[bound] * (x - middle) for bound in ("lo", "hi")], axis=0)
             ax.fill_between(x, *edges, color=look.colour, alpha=0.25, linewidth=0)
-            notes.append(f"{role} {Estimate(slope['value'], slope['lo'], slope['hi'])}".replace("-", "−"))
+            notes.append(f"{role} {_short(slope['value'], slope['lo'], slope['hi'])}")
         ax.set_title("\n".join(notes), fontsize=7)
         if ax.get_subplotspec().is_first_row():
             ax.set_title(f"{style.task(task).label}\n" + "\n".join(notes), fontsize=7)
@@ -309,6 +309,13 @@ def time_vs_difficulty(requests: pd.DataFrame, slopes: pd.DataFrame) -> Figure:
     from_zero(panels.values())
     legend(figure, role_handles(requests["role"]))
     return figure
+
+
+def _short(value: float, lo: float, hi: float) -> str:
+    """"+0.28 [0.25, 0.31]", with two digits of the largest, since four of these stand side by side."""
+    most = np.nanmax(np.abs([value, lo, hi]))
+    digits = int(np.clip(1 - np.floor(np.log10(most)), 0, 6)) if most > 0 else 0
+    return f"{value:+.{digits}f} [{lo:.{digits}f}, {hi:.{digits}f}]".replace("-", "−")
 
 
 @style.styled
