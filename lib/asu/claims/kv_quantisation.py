@@ -167,10 +167,12 @@ def guidance(numbers: Mapping[str, Estimate | Mapping | float]) -> str:
             "undecided": "though these runs leave open how much, at"}[pressed]
     room = {"supported": "with room to spare it is faster too", "not supported": "with room to spare it gains no speed",
             "undecided": "with room to spare no gain in speed is certain"}[ample]
-    if not at["accuracy_change"].known:
-        risk = "nothing was graded here, so that accuracy must be measured first"
-    return (f"Quantise the KV cache for room, not for speed, where requests wait for KV memory: {buys} "
-            f"{at['pressed_tps_ratio']} of that of a plain cache of the same bytes, with TTFT at "
-            f"{at['pressed_ttft_ratio']}; {room} ({at['tps_ratio']}); {risk}, but formats differ (the worst tried: "
-            f"{at['accuracy_change_worst']}), so grade some answers of your own model with the very format and engine "
+    gain = (f"{buys} {at['pressed_tps_ratio']} of that of a plain cache of the same bytes, with TTFT at "
+            f"{at['pressed_ttft_ratio']}") if at["pressed_tps_ratio"].known else "what it buys there was not run here"
+    if at["accuracy_change"].known:
+        risk += f", but formats differ (the worst tried: {at['accuracy_change_worst']})"
+    else:
+        risk = "nothing was graded here: accuracy must be measured first"
+    return (f"Quantise the KV cache for room, not for speed, where requests wait for KV memory: {gain}; {room} "
+            f"({at['tps_ratio']}); {risk}, so grade some answers of your own model with the very format and engine "
             f"before switching: that it starts does not show that it computes right.")

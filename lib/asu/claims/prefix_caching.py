@@ -452,10 +452,12 @@ def guidance(numbers: Mapping[str, Estimate | Mapping | float]) -> str:
     price += f" where nothing is shared ({at['unshared_cost']} per request)"
     when = (f"as soon as requests share more than about {_upper(at['break_even_share']):.0%} of their prompts"
             if 0 < _upper(at["break_even_share"]) < 1 else "where requests share a beginning")
+    less = at["shared_e2e_ratio_rllm"]
+    long = f", but only to {less} for long ones, because it saves prefill alone" if less.known else \
+        ", and less the longer the output, because it saves prefill alone"
     return (f"Switch prefix caching on {when}: it {price}, and at the longest beginning shared by all it cut TTFT to "
-            f"{at['shared_ttft_ratio']} and E2E to {at['shared_e2e_ratio_llm']} for short outputs, but only to "
-            f"{at['shared_e2e_ratio_rllm']} for long ones, because it saves prefill alone; this holds while the KV "
-            f"pool keeps the shared blocks, and not for the first request of each beginning.")
+            f"{at['shared_ttft_ratio']} and E2E to {at['shared_e2e_ratio_llm']} for short outputs{long}; this holds "
+            f"while the KV pool keeps the shared blocks, and not for the first request of each beginning.")
 
 
 def _upper(estimate: Estimate) -> float:

@@ -24,10 +24,14 @@ PHASES = ("thinking", "answer")
 
 def configurations(model: str, drafts: Mapping[str, str], tokens: Iterable[int],
                    acceptance: float | None = None) -> list[dict]:
-    """What to speculate with, for a study: prompt look-up, and the draft model where `drafts` names one for `model`."""
+    """What to speculate with, for a study: prompt look-up, and the draft model where `drafts` names one for `model`.
+
+    No look-up where the acceptance is set: it finds nothing to draft in the random text of random weights.
+    """
     chosen = []
     for count in tokens:
-        chosen.append({"method": "ngram", "tokens": count})
+        if acceptance is None:
+            chosen.append({"method": "ngram", "tokens": count})
         if model in drafts:
             chosen.append({"method": "draft", "tokens": count, "draft": drafts[model], "acceptance": acceptance})
     return chosen
