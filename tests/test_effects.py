@@ -187,7 +187,7 @@ def test_the_forest_has_a_panel_per_metric_and_the_control_on_top():
                                      **FEW) for arm, off in (("kv_cache", "bf16"), ("trial", 0))])
     theirs = pd.DataFrame([{"arm": "fp8_e4m3", "metric": "tps", "value": 1.1}])
     figure = plots.effects(table, paper=theirs)
-    assert len(figure.axes) == len(effects.EFFECTS)
+    assert len(figure.axes) == table.metric.nunique() == len(effects.EFFECTS) - 1, "no power was read"
     accuracy, throughput = figure.axes[0], figure.axes[list(effects.EFFECTS).index("tps")]
     assert [label.get_text() for label in accuracy.get_yticklabels()] == ["4M made again", "4M fp8_e4m3"]
     drawn = [line.get_xdata()[0] for line in throughput.lines]
@@ -212,3 +212,18 @@ def test_what_is_special_to_reasoning_is_the_difference_of_the_twins_effects():
     assert lost.value == pytest.approx(-0.25) and lost.lo < -0.25 < lost.hi < 0 and lost.unit == "share"
     assert not effects.special(frame, "tbt_thinking", **asked, **FEW).known
     assert not effects.special(frame[frame.role == "RLLM"], "e2e", **asked, **FEW).known
+
+
+def test_energy_is_an_effect_only_where_power_was_read():
+    frame = both(pace=0.5)
+    assert "energy_per_token" not in set(effects.table(frame, arm="kv_cache", off="bf16", **FEW).metric)
+    with pytest.raises(AsuError, match="needs the GPU's power"):
+        effects.estimate(frame, "energy_per_token", arm="kv_cache", on="fp8_e4m3", off="bf16", **FEW)
+    host = pd.DataFrame([{"run": run, "session": 0, "t_s": t, "gpu_energy_j": 300.0 * t, "gpu_power_w": 300.0}
+                         for run in frame.run.unique() for t in (0.0, 1.0, 2.0)])
+    powered = frame.assign(energy_j=metrics.energy_shares(frame, host))
+    rows = effects.table(powered, arm="kv_cache", off="bf16", **FEW).set_index(["role", "metric"])
+    found = rows.xs("energy_per_token", level="metric")
+    assert found.value.tolist() == pytest.approx([0.5, 0.5]), "half the time at the same power"
+    unread = frame.assign(energy_j=np.nan)
+    assert "energy_per_token" not in set(effects.table(unread, arm="kv_cache", off="bf16", **FEW).metric)

@@ -249,13 +249,27 @@ def test_prediction_is_compared_at_the_same_moment(engine):
     np.testing.assert_allclose(both.error, [-0.2, -0.1, 0.1])
 
 
-def test_energy_is_the_counters_difference_and_absent_is_not_zero(requests):
-    host = pd.DataFrame({"run": "r", "session": [0, 0, 1, 1], "t_s": [0.0, 1, 50, 51],
-                         "gpu_energy_j": [100.0, 136, 900, 954]})
-    assert metrics.energy_j(host) == 90
-    assert metrics.asu(requests, host=host).energy_per_token_j[0] == 5
-    absent = metrics.asu(requests, host=host.assign(gpu_energy_j=np.nan)).iloc[0]
+HOST = pd.DataFrame({"run": "r", "session": 0, "t_s": [1.1, 5.1, 8.1], "gpu_energy_j": [100.0, 140.0, 170.0],
+                     "gpu_power_w": [10.0, 30, 20]})
+
+
+def test_energy_is_that_of_the_serving_time_and_absent_is_not_zero(requests):
+    row = metrics.asu(requests, host=HOST).iloc[0]  # sent from 0.1 s to 10 s, at 10 W also where nobody read
+    assert row.energy_j == pytest.approx(99) and row.energy_per_token_j == pytest.approx(99 / 18)
+    powered = metrics.asu(requests, host=HOST.assign(gpu_energy_j=np.nan)).iloc[0]
+    assert powered.energy_j == pytest.approx(20 * 9.9)
+    absent = metrics.asu(requests, host=HOST.assign(gpu_energy_j=np.nan, gpu_power_w=np.nan)).iloc[0]
     assert np.isnan(absent.energy_j) and np.isnan(absent.energy_per_token_j)
+
+
+def test_a_moments_energy_is_parted_among_the_requests_in_flight(requests):
+    # alone to 0.2 s, two to 1 s, three to 3 s, two to 5 s, alone to 10 s; the counter rises by 10 J a second
+    shares = metrics.energy_shares(requests, HOST)
+    np.testing.assert_allclose(shares, [1 + 4 + 20 / 3 + 10, 4 + 20 / 3 + 10 + 50, 20 / 3])
+    uneven = HOST.assign(gpu_energy_j=[100.0, 100.0, 130.0])  # nothing up to 5.1 s, but for before the first reading
+    assert metrics.energy_shares(requests, uneven)[1] > 0.9 * 30
+    assert metrics.energy_shares(requests, HOST.assign(run="s")).isna().all()
+    assert metrics.energy_shares(requests, HOST.assign(session=1)).isna().all()
 
 
 def test_groups_are_separate_and_a_missing_column_is_named(requests, engine):

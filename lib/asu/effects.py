@@ -71,6 +71,10 @@ def _time_per_request(rows: pd.DataFrame) -> stats.Statistic:
     return stats.mean(rows.share_s)
 
 
+def _energy(rows: pd.DataFrame) -> stats.Statistic:
+    return stats.ratio_of_sums(rows.energy_j, rows.output_tokens)
+
+
 def _kv(rows: pd.DataFrame, which: str) -> stats.Statistic:
     return metrics.kv_statistics(rows)[which]
 
@@ -87,6 +91,7 @@ EFFECTS = {effect.name: effect for effect in (
     Effect("tbt_answer", "TBT, answer", "ratio", "s", "lower", "requests", partial(_tbt, phase="answer")),
     Effect("tps", "Throughput", "ratio", "tok/s", "higher", "requests", _tps),
     Effect("time_per_request", "Time per request", "ratio", "s", "lower", "requests", _time_per_request),
+    Effect("energy_per_token", "GPU energy per token", "ratio", "J/tok", "lower", "requests", _energy),
     Effect("kv_mean", "KV use, mean", "ratio", "share of pool", "", "samples", partial(_kv, which="mean"), timed=False),
     Effect("kv_peak", "KV use, peak", "ratio", "share of pool", "", "samples", partial(_kv, which="peak"), timed=False),
 )}
@@ -106,11 +111,12 @@ def table(requests: pd.DataFrame, *, engine: pd.DataFrame | None = None, arm: st
 
     Columns: `by`, arm (the value that is on, as `named`), metric, how, off, on (the two values, mean over sets and
     sizes, geometric for ratios), value, lo, hi, unit (of the effect), n (what was resampled), note (what is missing
-    and why). A group without grades has no row for accuracy. Effects on KV use need `engine`; with `events`, times
-    between tokens come from the stream's events, which matters where one event brings several tokens.
+    and why). A group without grades has no row for accuracy. Effects on KV use need `engine`, one on energy a column
+    energy_j (of `metrics.energy_shares`); with `events`, times between tokens come from the stream's events, which
+    matters where one event brings several tokens.
     options: those of `stats.bootstrap`. AsuError where a run with the option on has none with it off to stand beside.
     """
-    by, wanted = list(by), [EFFECTS[name] for name in _wanted(metrics, engine)]
+    by, wanted = list(by), [EFFECTS[name] for name in _wanted(metrics, requests, engine)]
     _check(requests, arm, off, by)
     apart, rows = _apart(requests, engine, events, arm, off), []
     for key, part in requests.groupby(by, sort=False, dropna=False) if by else [((), requests)]:
@@ -132,7 +138,7 @@ def estimate(requests: pd.DataFrame, name: str, *, arm: str, on, off, engine: pd
     as `control`: how far runs made again are apart is known the better, the more runs tell.
     """
     _check(requests, arm, off, [])
-    effect = EFFECTS[_wanted([name], engine)[0]]
+    effect = EFFECTS[_wanted([name], requests, engine)[0]]
     pairs = _Pairs(requests, engine, events, arm, on, off)
     found, _ = _effect(effect, pairs, options)
     control = requests if control is None else control
@@ -146,7 +152,7 @@ def special(requests: pd.DataFrame, name: str, *, arm: str, on, off, engine: pd.
     Both are means over settings, of the same draws of problems; not known where one of the two is not.
     """
     _check(requests, arm, off, ["role"])
-    effect = EFFECTS[_wanted([name], engine)[0]]
+    effect = EFFECTS[_wanted([name], requests, engine)[0]]
     pairs = _Pairs(requests, engine, events, arm, on, off)
     apart = _apart(requests, engine, events, arm, off)
     rows, _ = pairs.rows(effect.rows)
@@ -160,13 +166,18 @@ def special(requests: pd.DataFrame, name: str, *, arm: str, on, off, engine: pd.
     return _widened(found, effect, apart, 1 / sum(1 / n for n in runs))
 
 
-def _wanted(names: Iterable[str] | None, engine: pd.DataFrame | None) -> list[str]:
-    able = [name for name, effect in EFFECTS.items() if engine is not None or effect.rows != "samples"]
+def _wanted(names: Iterable[str] | None, requests: pd.DataFrame, engine: pd.DataFrame | None) -> list[str]:
+    powered = "energy_j" in requests and requests.energy_j.notna().any()
+    able = [name for name, effect in EFFECTS.items()
+            if (engine is not None or effect.rows != "samples") and (powered or name != "energy_per_token")]
     names = able if names is None else list(names)
     unknown = [name for name in names if name not in EFFECTS]
     if unknown:
         raise AsuError(f"there is no effect on {', '.join(unknown)}", f"use some of: {', '.join(EFFECTS)}")
     blind = [name for name in names if name not in able]
+    if "energy_per_token" in blind:
+        raise AsuError("an effect on energy needs the GPU's power", "add it to the requests of a GPU: "
+                       "requests.assign(energy_j=metrics.energy_shares(requests, study.host()))")
     if blind:
         raise AsuError(f"an effect on {', '.join(blind)} needs the engine's gauges", "pass engine=study.engine()")
     return names

@@ -176,12 +176,40 @@ def time_shares(requests: pd.DataFrame) -> pd.Series:
     They add up to the run's time from the first sent to the last token, so that throughput and time per request are
     sums over requests and can be paired by problem. A moment with nobody in flight goes to whoever is sent next.
     """
+    return _shares(requests, lambda label, at: at)
+
+
+def energy_shares(requests: pd.DataFrame, host: pd.DataFrame) -> pd.Series:
+    """Energy [J] of the GPU that each request took up: that of every moment parted equally among those in flight.
+
+    They add up to what the GPU drew from the first sent to the last token, its idle draw included. NaN for runs
+    without a reading.
+    """
+    readings = {tuple(label.values()): part for label, part in _parts(host, _run_keys(requests))}
+    return _shares(requests, lambda label, at: _joules(readings.get(tuple(label.values()), host.iloc[:0]), at))
+
+
+def _joules(host: pd.DataFrame, at: np.ndarray) -> np.ndarray:
+    """Energy drawn up to the times `at` [J, from anywhere]: by the counter, at its mean rate beyond its readings.
+
+    Mean power times time where the counter was read less than twice; NaN without either.
+    """
+    known = host[host.gpu_energy_j.notna()].sort_values("t_s")
+    if len(known) < 2:
+        return host.gpu_power_w.mean() * at
+    t, joules = known.t_s.to_numpy(), known.gpu_energy_j.to_numpy()
+    rate = (joules[-1] - joules[0]) / (t[-1] - t[0])
+    return np.interp(at, t, joules) + rate * (np.minimum(at - t[0], 0) + np.maximum(at - t[-1], 0))
+
+
+def _shares(requests: pd.DataFrame, amount: Callable[[dict, np.ndarray], np.ndarray]) -> pd.Series:
+    """What each request took up of a quantity that grows while its run goes on: amount(run's label, times)."""
     shares = pd.Series(0.0, requests.index)
     sent = requests[requests.sent_s.notna()]
-    for _, part in _parts(sent, _run_keys(sent)):
+    for label, part in _parts(sent, _run_keys(sent)):
         start, stop = part.sent_s.to_numpy(), last_known(part).to_numpy()
         at, n = _steps(start, stop)
-        length, busy = np.diff(at), n[:-1] > 0
+        length, busy = np.diff(amount(label, at)), n[:-1] > 0
         spent = np.concatenate([[0.0], np.cumsum(np.divide(length, n[:-1], out=np.zeros(len(length)), where=busy))])
         begun, ended = np.searchsorted(at, start), np.searchsorted(at, stop)
         waited = np.concatenate([[0.0], np.where(busy, 0.0, length)]) / np.bincount(begun, minlength=len(at)).clip(1)
@@ -363,11 +391,6 @@ def counted(frame: pd.DataFrame, column: str) -> float:
     return float(sum(p[column].iloc[-1] - p[column].iloc[0] for _, p in _parts(known, _run_keys(known))))
 
 
-def energy_j(host: pd.DataFrame) -> float:
-    """Energy the GPU took [J]: difference of its counter, summed over runs and sessions; NaN without a counter."""
-    return counted(host, "gpu_energy_j")
-
-
 # --- the registry --------------------------------------------------------------------------------------------------
 
 
@@ -537,14 +560,16 @@ def idle_share(b: pd.DataFrame) -> stats.Statistic:
     return stats.ratio_of_sums(b.slots * b.wall_s - b.busy_s, b.slots * b.wall_s)
 
 
-@total("energy_j", "GPU energy", "J", "lower", "S", "difference of the GPU's energy counter", "host")
+@total("energy_j", "GPU energy", "J", "lower", "S",
+       "mean GPU power · time from first sent to last token, idle draw included", "host")
 def _energy(g: Group) -> float:
-    return energy_j(g.host)
+    return float(energy_shares(g.requests, g.host).sum(skipna=False))
 
 
-@total("energy_per_token_j", "GPU energy per token", "J/tok", "lower", "S", "GPU energy / output tokens", "host")
+@total("energy_per_token_j", "GPU energy per output token", "J/tok", "lower", "S",
+       "GPU energy / output tokens, idle draw included", "host")
 def _energy_per_token(g: Group) -> float:
-    return energy_j(g.host) / float(g.requests.output_tokens.sum())
+    return _energy(g) / float(g.requests.output_tokens.sum())
 
 
 @metric("lag_p99", "Client lag, p99", "s", "lower", "U", "sent − due")
