@@ -104,3 +104,35 @@ def test_without_rates_only_the_measured_step_is_told():
 
 def test_every_format_of_the_engine_has_its_bits():
     assert set(quantise.SCHEMES) <= set(roofline.BITS)
+
+
+def served(pace, weights="bf16", kv_cache="bf16", tasks=("a", "b"), **more):
+    """Requests one after the other, `pace` seconds a token, ten tokens each."""
+    rows = [{"run": f"{task}-{weights}-{kv_cache}", "model": "m", "size": "1M", "role": "RLLM", "task": task,
+             "problem_id": f"{task}{i}", "weights": weights, "kv_cache": kv_cache, "due_s": 10.0 * i,
+             "sent_s": 10.0 * i, "first_s": 10.0 * i, "visible_s": 10.0 * i, "last_s": 10.0 * i + 9 * pace,
+             "end_s": 10.0 * i + 9 * pace,
+             "prompt_tokens": 4, "output_tokens": 10, "thinking_tokens": 0, "answer_tokens": 10, "error": None,
+             "outcome": None} for task in tasks for i in range(6)]
+    return pd.DataFrame(rows).assign(**more)
+
+
+def test_a_format_is_predicted_from_the_plain_runs_and_set_beside_what_it_did():
+    frame = pd.concat([served(1.0), served(0.75, weights="w8a8", tasks=("a",))], ignore_index=True)
+    rates = roofline.Ceilings("m", 1, {10**9: 4000.0}, 1e12)
+    row = roofline.predicted(frame, rates, {"m": CONFIG}, arm="weights", n_boot=100).iloc[0]
+    base = roofline.table(frame[(frame.weights == "bf16") & (frame.task == "a")], rates, {"m": CONFIG}).iloc[0]
+    on, off = (roofline.step(CONFIG, batch=base.in_flight, context=9, weights=name) for name in ("w8a8", "bf16"))
+    ratio = (on.weight_bytes + on.kv_bytes) / (off.weight_bytes + off.kv_bytes)
+    assert (row.bytes, row.least) == pytest.approx((ratio, ratio))
+    assert row.expected == pytest.approx(1 - (1 - ratio) * base.memory_s), "a plain step takes a second"
+    assert (row.value, row.lo, row.hi) == pytest.approx((0.75, 0.75, 0.75)) and row.n == 6
+
+
+def test_formats_of_the_cache_are_predicted_too_and_without_rates_only_their_bytes():
+    frame = pd.concat([served(1.0), served(1.1, kv_cache="fp8_e4m3")], ignore_index=True)
+    row = roofline.predicted(frame, None, {"m": CONFIG}, arm="kv_cache", n_boot=100).iloc[0]
+    assert row.kv_cache == "fp8_e4m3" and 0.5 < row.bytes < 1 and np.isnan(row.least) and np.isnan(row.expected)
+    assert row.value == pytest.approx(1.1)
+    assert roofline.predicted(frame, None, {}, arm="kv_cache").empty
+    assert roofline.predicted(frame[frame.kv_cache == "bf16"], None, {"m": CONFIG}, arm="kv_cache").empty

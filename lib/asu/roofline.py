@@ -198,6 +198,46 @@ def table(requests, rates: Ceilings | None, configs: Mapping[str, Mapping]):
     return made
 
 
+def predicted(requests, rates: Ceilings | None, configs: Mapping[str, Mapping], *, arm: str, off: str = "bf16",
+              **options):
+    """Where each number format should land by the bytes it saves, and where it did: a row per model and format.
+
+    requests: as for `table`; arm: "weights" or "kv_cache". What is predicted hangs on the runs with `off` alone, over
+    the sets that both were run on. Columns: model, size, role, `arm`, bytes (a step moves, over those with `off`),
+    least (time of the bound over that with `off`: if a step were nothing but its bound), expected (time of a step over
+    that with `off`, if what it takes beyond its bound stays as it is), then what was measured, time between tokens
+    with over without: value, lo, hi, unit, n. options: those of `stats.bootstrap`. NaN without rates.
+    """
+    import numpy as np
+    import pandas as pd
+
+    from asu import metrics, stats
+    from asu.contrast import over_problems
+
+    rows = []
+    labels = requests.loc[requests[arm] != off, ["model", "size", "role", arm]].drop_duplicates()
+    for model, size, role, on in labels[labels.model.isin(list(configs))].itertuples(index=False):
+        mine = requests[(requests.model == model) & requests[arm].isin([on, off])]
+        both = mine[mine.groupby("task")[arm].transform("nunique") == 2]
+        both = metrics.derive(both[both.error.isna() & (both.output_tokens > 1)]).reset_index(drop=True)
+        if both.empty:
+            continue
+        plain = both[both[arm] == off]
+        base, formats = table(plain, rates, configs).iloc[0], plain[["weights", "kv_cache"]].iloc[0].to_dict()
+        works = [step(configs[model], batch=base.in_flight, context=base.held, **formats | {arm: name})
+                 for name in (off, on)]
+        moved = [work.weight_bytes + work.kv_bytes for work in works]
+        least = [bound(work, rates).s if rates else np.nan for work in works]
+        span, gaps = both.last_s - both.first_s, both.output_tokens - 1
+        steps = [stats.on(there, stats.ratio_of_sums(span[there], gaps[there]))
+                 for there in (both[arm] == on, both[arm] == off)]
+        rows.append({"model": model, "size": size, "role": role, arm: on, "bytes": moved[1] / moved[0],
+                     "least": least[1] / least[0], "expected": (base.step_s + least[1] - least[0]) / base.step_s}
+                    | over_problems(both, stats.ratio(*steps), unit="×", **options).as_dict())
+    return pd.DataFrame(rows, columns=["model", "size", "role", arm, "bytes", "least", "expected", "value", "lo", "hi",
+                                       "unit", "n"])
+
+
 def _measured(cores: int) -> dict:
     """Rates of this process's machine, pinned to `cores` cores, or of its GPU."""
     import torch
