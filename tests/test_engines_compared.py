@@ -78,12 +78,15 @@ def test_what_is_held_does_not_hang_on_how_tokens_are_bundled():
     assert bare[bare.engine == "lmdeploy"].groupby("role").kv_use.max()["LLM"] < peaks["lmdeploy"]
 
 
-def test_the_outline_keeps_runs_and_their_ends():
+def test_what_is_held_is_read_so_many_times_a_run():
     requests = both()
-    held = engines.held(requests, streams(requests, ONE_BY_ONE))
-    thin = engines.outline(held, points=20)
-    assert len(thin) <= 21 * held.run.nunique() < len(held)
-    assert set(thin.run) == set(held.run) and (thin.groupby("run").predicted.last() == 0).all()
+    events = streams(requests, ONE_BY_ONE)
+    held = engines.held(requests, events, points=20)
+    assert set(held.run) == set(requests.run) and held.groupby("run").size().max() <= 21
+    assert (held.groupby("run").kv_use.last() == 0).all()
+    whole = metrics.predicted_engine(requests, engines.from_sending(requests, events))
+    assert engines.held(requests, events, points=10**6).groupby("run").kv_use.max().equals(
+        whole.groupby("run").kv_use.max())
 
 
 def test_accuracy_is_that_of_both_twins_and_grades_may_be_missing():
@@ -133,8 +136,9 @@ def test_the_figures_draw_two_engines():
                        for arm, off in (("trial", 0), ("engine", "vllm"))])
     drawn = plots.effects(table)
     assert [tick.get_text() for tick in drawn.axes[0].get_yticklabels()] == ["4M made again", "4M lmdeploy"]
+    gauged = gauges(requests, lambda kv: 0.3).assign(kv_pool_actual=POOL)
     read, told = (frame[frame.trial == 0].assign(pair=lambda rows: rows.pair + ", " + rows.engine)
-                  for frame in (gauges(requests, lambda kv: 0.3).assign(kv_pool_actual=POOL), engines.outline(held)))
+                  for frame in (gauged, held.rename(columns={"kv_use": "predicted"})))
     assert len(plots.kv_use_over_time(read, predicted=told).axes) == 4
 
 

@@ -29,13 +29,16 @@ def arm(requests: pd.DataFrame) -> dict:
     return {"arm": "engine", "off": names[0], "on": names[-1]}
 
 
-def held(requests: pd.DataFrame, events: pd.DataFrame) -> pd.DataFrame:
+def held(requests: pd.DataFrame, events: pd.DataFrame, points: int = 400) -> pd.DataFrame:
     """KV use by what requests in flight hold, from when each was sent: an engine frame as `metrics.predicted_engine`.
 
     An engine that sends a whole answer in one event would seem to hold nothing before it, so the prompt counts from
-    the sending on, on either engine; a request that waits in the engine's queue counts too.
+    the sending on, on either engine; a request that waits in the engine's queue counts too. Of each run the last value
+    in each of `points` equal stretches of time, as if a gauge had been read.
     """
-    return metrics.predicted_engine(requests, from_sending(requests, events))
+    seen = metrics.predicted_engine(requests, from_sending(requests, events))
+    stretch = np.ceil(seen.t_s / seen.groupby("run").t_s.transform("max") * points)
+    return seen.groupby([seen.run, stretch], sort=False).tail(1).reset_index(drop=True)
 
 
 def from_sending(requests: pd.DataFrame, events: pd.DataFrame) -> pd.DataFrame:
@@ -44,13 +47,6 @@ def from_sending(requests: pd.DataFrame, events: pd.DataFrame) -> pd.DataFrame:
     sent = requests.loc[requests.sent_s.notna() & requests.last_s.notna(), [*keys, "sent_s"]]
     sent = sent.rename(columns={"sent_s": "t_s"}).assign(thinking_tokens=0, answer_tokens=0)
     return pd.concat([sent, events[list(sent.columns)]], ignore_index=True)
-
-
-def outline(held: pd.DataFrame, points: int = 200) -> pd.DataFrame:
-    """A frame of `held` thinned to draw, its kv_use as `predicted`: of each run the last value in as many stretches."""
-    stretch = (held.t_s / held.groupby("run").t_s.transform("max").clip(lower=1e-9) * points).round()
-    thin = held.groupby([held.run, stretch], sort=False).tail(1)
-    return thin.rename(columns={"kv_use": "predicted"}).reset_index(drop=True)
 
 
 def by_engine(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -167,7 +163,8 @@ def _enter(name: str, key: str, role: str) -> None:
         chosen = of_role(requests, role)
         if not _two(chosen):
             return Estimate(np.nan)
-        return effects.estimate(chosen, name, events=events, control=requests, **arm(chosen), **options)
+        seen = events if name.startswith("tbt") else None  # the others do not hang on single events
+        return effects.estimate(chosen, name, events=seen, control=requests, **arm(chosen), **options)
 
     of.__doc__ = f"{effects.EFFECTS[name].title} on the second engine over that on the first, {role}."
     number(f"11.{name}_{key}", "×", "requests", "events")(of)
