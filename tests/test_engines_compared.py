@@ -128,6 +128,17 @@ def test_one_engine_alone_decides_nothing():
     assert "run notebook 11_engine" in claims.decide({}).set_index("claim").reason["engine.kv"]
 
 
+def test_a_reasoning_model_without_its_twin_shows_the_engine_and_no_finding():
+    alone = both(rllm=2.0).query("role == 'RLLM'").reset_index(drop=True)
+    numbers = measured(alone)
+    assert numbers["11.e2e_rllm"].value == pytest.approx(2) and numbers["11.accuracy_change"].value == 0
+    assert not any(numbers[f"11.{name}"].known for name in ("e2e_llm", "kv_ratio_shift", "e2e_ratio_shift",
+                                                            "time_ratio_first", "kv_peak_ratio_second"))
+    held = engines.held(alone, streams(alone, ONE_BY_ONE))
+    found = engines.findings(alone, gauges(alone, lambda kv: 0.3), held, **FEW)
+    assert len(found) == 4 and not any(time.known for time in found.time)
+
+
 def test_the_figures_draw_two_engines():
     requests = both(llm=2.0, trials=(0, 1))
     events = streams(requests, ONE_BY_ONE)

@@ -66,18 +66,16 @@ def findings(requests: pd.DataFrame, engine: pd.DataFrame, held: pd.DataFrame, *
         for task, asked in part.groupby("task", sort=False):
             seen, read = (frame[(frame.engine == name) & (frame.task == task) & (frame.trial == 0)]
                           for frame in (held, engine))
-            rows.append({"engine": name, "task": task, "kv_peak": _peak(seen, **options),
-                         "kv_peak_gauge": _peak(read, **options),
-                         "time": running_time.time_ratio(asked.reset_index(drop=True), **options),
-                         "accuracy": _lead(asked, **options)})
+            rows.append({"engine": name, "task": task, "kv_peak": _twins(seen, kv_cache.kv_peak_ratio, **options),
+                         "kv_peak_gauge": _twins(read, kv_cache.kv_peak_ratio, **options),
+                         "time": _twins(asked, running_time.time_ratio, **options),
+                         "accuracy": _twins(asked, _lead, **options)})
     return pd.DataFrame(rows)
 
 
-def _peak(engine: pd.DataFrame, **options) -> Estimate:
-    """Peak KV use, RLLM over LLM; not known where one of the twins left no readings."""
-    if engine.role.nunique() < 2:
-        return Estimate(np.nan)
-    return kv_cache.kv_peak_ratio(engine.reset_index(drop=True), **options)
+def _twins(frame: pd.DataFrame, make: Callable[..., Estimate], **options) -> Estimate:
+    """A number that compares twins; not known where there are no rows of one of them."""
+    return make(frame.reset_index(drop=True), **options) if frame.role.nunique() == 2 else Estimate(np.nan)
 
 
 def _lead(requests: pd.DataFrame, **options) -> Estimate:
@@ -129,7 +127,7 @@ def accuracy_change(requests: pd.DataFrame, **options) -> Estimate:
 def _of(frame: pd.DataFrame, place: int, make: Callable[..., Estimate], **options) -> Estimate:
     """A number of the pilot study on the engine at `place`; not known where there is none."""
     parts = list(by_engine(frame).values())
-    return make(parts[place], **options) if len(parts) > 1 else Estimate(np.nan)
+    return _twins(parts[place], make, **options) if len(parts) > 1 else Estimate(np.nan)
 
 
 @number("11.kv_peak_ratio_first", "×", "held")
