@@ -442,6 +442,18 @@ def test_publish_copies_figures_and_numbers_and_drops_old_ones(house):
         "new.svg", "numbers/01_a.json"}
 
 
+def test_another_profile_is_published_beside_the_embedded_one_and_told_in_the_readme(house, monkeypatch):
+    for name, value in (("h200", 8.0), ("h200-mini", 2.0), ("embedded", 4.0)):
+        monkeypatch.setenv("ASU_PROFILE", name)
+        report.record("01_a", {"01.kv_peak_ratio": Estimate(value, value - 1, value + 1, "×", 9)})
+        (report.folder() / "index.html").write_text("")
+        assert report.publish(name) == house / "figures" / ("" if name == "embedded" else name)
+    found = report.beside(report.BESIDE)
+    assert list(found.claim) == ["F1.heavy"] and found.label[0] == report.BESIDE["h200"], "the first that measured it"
+    assert "| ● supported | ● 8.00 [7.00, 9.00] × (7B shapes) |" in report.readme_table()
+    assert report.readme_table().count("|  |\n") == len(claims.CLAIMS) - 1, "empty where it was not measured there"
+
+
 def test_the_readme_table_is_written_checked_and_found_stale(house):
     report.record("01_a", {"01.kv_peak_ratio": Estimate(4.0, 3.0, 5.0, "×", 9)})
     (house / "reports/embedded/index.html").write_text("")

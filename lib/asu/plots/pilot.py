@@ -637,38 +637,53 @@ def survivor(curves: pd.DataFrame) -> Figure:
 
 
 @style.styled
-def claims_picture(decided: pd.DataFrame) -> Figure:
+def claims_picture(decided: pd.DataFrame, beside: pd.DataFrame | None = None, name: str = "") -> Figure:
     """Every claim on a line: the measured effect with its interval, the range that decides, the verdict.
 
-    decided: of `claims.decide`. Each line has a scale of its own; where the claim would hold is shaded. The paper's
-    number is marked where it is the same quantity.
+    decided: of `claims.decide`; beside: of `report.beside`, measured by others under `name`, below the line. Each line
+    has a scale of its own; where the claim would hold is shaded. The paper's number is marked where it is the same
+    quantity.
     """
     need(decided, ["claim", "statement", "value", "lo", "hi", "unit", "paper_value", "verdict"], "claims_picture")
-    figure = Figure(figsize=(style.WIDTH, 0.56 * len(decided) + 0.7))
+    others = {} if beside is None else {row.claim: row for row in beside.itertuples()}
+    figure = Figure(figsize=(style.WIDTH, 0.6 * len(decided) + 0.7))
     top, bottom = 1 - 0.45 / figure.get_figheight(), 0.2 / figure.get_figheight()
     grid = figure.add_gridspec(len(decided), 1, left=0.43, right=0.78, top=top, bottom=bottom, hspace=0.55)
     claims = {claim.id: claim for claim in CLAIMS}
     for place, row in enumerate(decided.itertuples()):
         low, high = grid[place].get_position(figure).y0, grid[place].get_position(figure).y1
         look, middle, measured = style.VERDICTS[row.verdict], (low + high) / 2, "not measured"
-        if np.isfinite(row.value):
+        other = others.get(row.claim)
+        if np.isfinite(row.value) or other:
             claim = claims[row.claim]
             theirs = np.nan if claim.compared else row.paper_value
-            _against_range(figure.add_subplot(grid[place]), row, claim.holds.lo, claim.holds.hi, theirs, look)
-            measured = str(Estimate(row.value, row.lo, row.hi, row.unit)).replace("-", "−")
+            _against_range(figure.add_subplot(grid[place]), row, claim.holds.lo, claim.holds.hi, theirs, look, other)
+        if np.isfinite(row.value):
+            measured = fill(_told(row), 26)
+        if other:
+            measured += f"\n{fill(f'{name}: {_told(other)}', 30)}"
         figure.text(0.01, middle, fill(f"{row.claim}: {row.statement}", 50), va="center", fontsize=8)
-        figure.text(0.79, middle, f"{look.label}\n{fill(measured, 26)}", va="center", fontsize=7.5)
+        figure.text(0.79, middle, f"{look.label}\n{measured}", va="center", fontsize=7.5)
     handles = [Line2D([], [], color=look.colour, marker=look.marker, label=look.label)
                for look in style.VERDICTS.values()]
     handles += [Patch(color=style.VERDICTS["supported"].colour, alpha=0.15, label="the claim holds"),
                 paper_handle("the paper's number")]
-    figure.legend(handles=handles, loc="upper center", ncols=5, bbox_to_anchor=(0.5, 1.0))
+    if others:
+        handles.append(Line2D([], [], color=style.INK, marker="s", markerfacecolor="white", markersize=4.5,
+                              linewidth=1.2, label=name))
+    figure.legend(handles=handles, loc="upper center", ncols=len(handles), bbox_to_anchor=(0.5, 1.0))
     return figure
 
 
-def _against_range(ax: Axes, row, low: float, high: float, theirs: float, look: style.Look) -> None:
+def _told(row) -> str:
+    """Value with interval and unit, as printed in the picture."""
+    return str(Estimate(row.value, row.lo, row.hi, row.unit)).replace("-", "−")
+
+
+def _against_range(ax: Axes, row, low: float, high: float, theirs: float, look: style.Look, other=None) -> None:
     """One claim's effect with its interval on a scale of its own, the range from `low` to `high` shaded."""
-    spread = np.array([v for v in (row.value, row.lo, row.hi, low, high, theirs) if np.isfinite(v)])
+    others = (other.value, other.lo, other.hi) if other else ()
+    spread = np.array([v for v in (row.value, row.lo, row.hi, low, high, theirs, *others) if np.isfinite(v)])
     room = 0.12 * (np.ptp(spread) or abs(row.value) or 1.0)
     left, right = spread.min() - room, spread.max() + room
     ax.axvspan(max(left, low), min(right, high), color=style.VERDICTS["supported"].colour, alpha=0.15, linewidth=0)
@@ -678,6 +693,10 @@ def _against_range(ax: Axes, row, low: float, high: float, theirs: float, look: 
     if not np.isnan([row.lo, row.hi]).any():  # no interval is no line, and not one without end
         ax.hlines(0, max(left, row.lo), min(right, row.hi), color=look.colour, linewidth=2.4)
     ax.plot(row.value, 0, look.marker, color=look.colour, markersize=8, markeredgecolor="white", zorder=4)
+    if other:
+        if not np.isnan([other.lo, other.hi]).any():
+            ax.hlines(-0.65, max(left, other.lo), min(right, other.hi), color=style.INK, linewidth=1.2)
+        ax.plot(other.value, -0.65, "s", markerfacecolor="white", markeredgecolor=style.INK, markersize=4.5, zorder=4)
     if np.isfinite(theirs):
         ax.plot(theirs, 0, style.PAPER.marker, markerfacecolor="white", markeredgecolor=style.INK, markersize=5.5)
     ax.set(xlim=(left, right), ylim=(-1, 1), yticks=[])
