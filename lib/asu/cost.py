@@ -73,7 +73,9 @@ def recorded(model: str, task: str) -> tuple[str, tuple[int, ...]]:
     """
     files = {file.stem: max((m for m in models.CATALOGUE if file.stem.startswith(f"{m}-")), key=len, default=None)
              for file in sorted(paths.LENGTHS.glob("*.csv"))}
-    role = [stem for stem, of in files.items() if of and models.get(of).thinks == models.get(model).thinks]
+    asked = models.get(model)
+    role = [stem for stem, of in files.items() if of and models.get(of).thinks == asked.thinks
+            and models.get(of).miniature == asked.miniature]
     near = ([stem for stem in role if stem.startswith(f"{model}-{task}")][:1]
             or [stem for stem in role if stem.startswith(f"{files[stem]}-{task}")][:1] or role)
     if not near:
