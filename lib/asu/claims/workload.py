@@ -7,6 +7,7 @@ most of the time uses little.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -110,10 +111,13 @@ def burst_ttfvt_p50(calm: pd.DataFrame, bursts: pd.DataFrame, **options) -> Esti
 
 
 @number("10.verdicts_kept", "share", "verdicts")
-def verdicts_kept(verdicts: pd.DataFrame, n_boot: int = stats.DRAWS) -> Estimate:
-    """Verdicts decided under a steady load and under bursts that are the same, share of options and waits."""
-    decided = verdicts.kept.dropna()
-    return stats.wilson(int(decided.sum()), len(decided))
+def verdicts_kept(verdicts: pd.DataFrame, **options) -> Estimate:
+    """Verdicts decided under a steady load and under bursts that are the same, share of options and waits.
+
+    Options are resampled whole, for what changes one wait changes those that hold it; one alone has no interval.
+    """
+    decided = verdicts.dropna(subset=["kept"]).reset_index(drop=True)
+    return stats.bootstrap(stats.mean(decided.kept.astype(float)), decided.option, bounds=(0, 1), **options)
 
 
 def guidance(numbers: Mapping[str, Estimate | Mapping | float]) -> str:
@@ -127,7 +131,7 @@ def guidance(numbers: Mapping[str, Estimate | Mapping | float]) -> str:
     else:
         plan = "Measure goodput at more rates before admitting traffic: the knee lies outside those measured here"
     if tail.has_interval and tail.lo > 1:
-        bursts = f"leave room for bursts: the slowest percent then waits {tail.value:.2g} × as long for a visible token"
+        bursts = f"leave room for bursts: the slowest percent then waits {tail} as long for a visible token"
     elif tail.has_interval and tail.hi <= 1:
         bursts = "bursts as strong as these did not lengthen the slowest percent's wait for a visible token"
     else:
@@ -139,9 +143,23 @@ def guidance(numbers: Mapping[str, Estimate | Mapping | float]) -> str:
     return f"{plan}; {bursts}; {options}. (One machine, one model, about a minute of traffic per rate at most.)"
 
 
+@dataclass(frozen=True)
+class _OverOptions(Range):
+    """A range for what is resampled by option."""
+
+    def verdict(self, measured: Estimate) -> tuple[str, str]:
+        if not measured.has_interval:
+            return "undecided", ("fewer than two options were decided under both loads; the waits of one hang together "
+                                 "and count once")
+        return super().verdict(measured)
+
+
 _THEIRS = paper("kv_mean", size="14B").pivot(index="set", columns="role", values="value").eval("RLLM / LLM")
 
 CLAIMS = [
+    # first, since the plain twin's gauge is furthest from nothing here: an index shows a notebook's first claim
+    Claim("load.work", "At equal work offered, in tokens per second, a reasoning model still uses more KV cache.",
+          "10.kv_mean_ratio_equal_work", Range(lo=MATERIAL_RATIO), "not asked by the paper"),
     Claim("load.kv", "At an equal rate of traffic a reasoning model keeps far more of the KV cache in use than a plain "
           "one.", "10.kv_mean_ratio", Range(lo=MATERIAL_RATIO),
           "mean use RLLM/LLM 56.6/13.2 % on MATH-500, 64.2/18.1 % on ShareGPT, 14B [figure]",
@@ -150,10 +168,8 @@ CLAIMS = [
           "10.full_difference", Range(lo=0), SILENT),
     Claim("load.waiting", "A reasoning model's requests have to wait for room, its plain twin's do not.",
           "10.waiting_difference", Range(lo=0), SILENT),
-    Claim("load.work", "At equal work offered, in tokens per second, a reasoning model still uses more KV cache.",
-          "10.kv_mean_ratio_equal_work", Range(lo=MATERIAL_RATIO), "not asked by the paper"),
     Claim("load.bursts", "Bursts make the slowest percent wait longer for the first visible token, at an equal rate.",
           "10.burst_ttfvt_p99", Range(lo=1), "not asked by the paper"),
     Claim("load.options", "Optimisations are judged under bursts as they are under a steady load.",
-          "10.verdicts_kept", Range(lo=0.5), "hardly retested by the paper"),
+          "10.verdicts_kept", _OverOptions(lo=0.5), "hardly retested by the paper"),
 ]
