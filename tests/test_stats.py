@@ -20,9 +20,11 @@ def at_ones(statistic, rows):
 @pytest.mark.parametrize("estimate, text", [
     (Estimate(12.3, 10.1, 14.0, "s"), "12.3 [10.1, 14.0] s"),
     (Estimate(0.51234, 0.4, 0.6), "0.512 [0.400, 0.600]"),
-    (Estimate(1234.5, unit="tok/s"), "1234 tok/s"),
+    (Estimate(1234.5, unit="tok/s"), "1,234 tok/s"),
     (Estimate(np.nan, unit="s"), "not known"),
     (Estimate(np.inf, 12.3, np.inf, "s"), "not reached [12.3, ∞] s"),
+    (Estimate(np.inf, np.inf, np.inf), "not reached"),
+    (Estimate(1103.0, 980.0, 1363.4, "tok/s"), "1,103 [980, 1,363] tok/s"),
     (Estimate(0.0, 0.0, 0.0, "share"), "0 [0, 0] share"),
 ])
 def test_an_estimate_prints_with_its_interval_and_unit(estimate, text):

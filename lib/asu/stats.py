@@ -61,10 +61,10 @@ class Estimate:
         decimals = int(np.clip(2 - np.floor(np.log10(max(sizes))), 0, 6)) if sizes else 0
 
         def show(x: float) -> str:
-            return f"{x:.{decimals}f}" if np.isfinite(x) else ("∞" if x > 0 else "−∞")
+            return f"{x:,.{decimals}f}" if np.isfinite(x) else ("∞" if x > 0 else "−∞")
 
         text = show(self.value) if np.isfinite(self.value) else "not reached"
-        if self.has_interval:
+        if self.has_interval and np.isfinite([self.value, self.lo]).any():
             text += f" [{show(self.lo)}, {show(self.hi)}]"
         return f"{text} {self.unit}".strip()
 
