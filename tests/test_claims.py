@@ -345,9 +345,24 @@ def test_the_table_of_verdicts():
     heavy, swing, follows = table.loc["F1.heavy"], table.loc["F1.swing"], table.loc["F3.follows"]
     assert heavy.verdict == "supported" and heavy.measured == "6.33 [5.00, 7.00] ×"
     assert heavy.ratio_to_paper == pytest.approx(2, rel=1e-3)
-    assert swing.ratio_to_paper == pytest.approx(0.5)  # a range of 0.335 beside the paper's 0.67
+    assert np.isnan(swing.ratio_to_paper)  # shares differ by so much: a range of 0.335 beside the paper's 0.67
+    assert swing.minus_paper == pytest.approx(-0.335) and np.isnan(heavy.minus_paper)
+    assert heavy.excludes_paper and swing.excludes_paper and not follows.excludes_paper
     assert follows.verdict == "undecided" and "03_adaptive_running_time" in follows.reason
     assert np.isnan(follows.ratio_to_paper)
+
+
+def test_a_number_disagrees_with_the_papers_only_where_its_interval_leaves_that_out():
+    for measured, apart in ((Estimate(0.0, -0.25, 0.25), False), (Estimate(0.0, -0.15, 0.15), True),
+                            (Estimate(-0.4, -0.5, -0.3), True), (Estimate(0.0), False)):
+        row = claims.decide({"06.accuracy_hard_w4a16": measured}).set_index("claim").loc["weights.gptq_hard"]
+        assert row.excludes_paper == apart, "the paper's is -0.20"
+        assert row.minus_paper == pytest.approx(measured.value + 0.2) and np.isnan(row.ratio_to_paper)
+
+
+def test_bounds_are_told_in_three_digits():
+    assert claims.Range(hi=1 / 1.5).verdict(Estimate(0.5, 0.4, 0.6))[1] == "the whole interval lies below 0.667"
+    assert str(claims.Range(-0.03, 0.03)) == "between -0.03 and 0.03"
 
 
 def test_a_study_that_behaves_as_the_paper_says_and_one_that_does_not():

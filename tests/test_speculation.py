@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from asu import agreement, engines, models, plots
+from asu import agreement, claims, engines, models, plots
 from asu.claims import speculation
 from asu.engines import base
 from asu.engines.vllm import VLLM
@@ -193,14 +193,49 @@ def test_figures_have_their_panels():
     assert len(plots.throughput_two_ways(speculation.two_ways(requests, events, n_boot=50)).axes) == 1
 
 
+def test_sets_alone_are_as_certain_as_in_the_figure():
+    again = {"mini-easy": 1.1, "mini-medium": 0.95, "mini-facts": 1.05}
+    requests, events = [], []
+    for task, pace in again.items():
+        first, second = frames(), frames(pace_on=pace)
+        for found, frame, more in zip((requests, events), first, second, strict=True):
+            found += [frame, more[more.speculation == "none"].assign(trial=1)]
+        for found in (requests, events):
+            found[-2:] = [part.assign(task=task, run=task + part.run + part.trial.astype(str)) for part in found[-2:]]
+        seconds = ["due_s", "sent_s", "first_s", "visible_s", "last_s", "end_s"]
+        requests[-1][seconds] *= pace
+        events[-1]["t_s"] *= pace
+    requests, events = (pd.concat(parts, ignore_index=True) for parts in (requests, events))
+    numbers = claims.measure("09", requests=requests, events=events, sizes=requests, n_boot=50)
+    drawn = speculation.two_ways(requests, events, n_boot=50).set_index(["count", "task"])
+    for task in again:
+        for count, name in (("tokens", "09.tps_ratio_ngram"), ("stream events", "09.tps_ratio_ngram_chunks")):
+            told, row = numbers[f"{name}_{task}"], drawn.loc[(count, task)]
+            assert (told.value, told.lo, told.hi) == pytest.approx((row.value, row.lo, row.hi))
+            assert told.hi / told.lo < 2, "three runs made again, not one, tell the machine's changes of pace"
+
+
 def test_guidance_follows_the_numbers():
     sizes = pd.DataFrame({"load": ["closed1", "closed64"]})
     numbers = {"09.time_ratio_ngram": Estimate(0.5, 0.4, 0.6), "09.crossing_ngram": Estimate(20.0, 10, 30),
+               "09.speedup_ngram_smallest": Estimate(2.0, 1.9, 2.1, "×"),
+               "09.speedup_ngram_largest": Estimate(0.8, 0.7, 0.9, "×"),
                "09.time_ratio_draft": Estimate(1.5, 1.4, 1.6), "09.crossing_draft": Estimate(np.nan)}
     text = speculation.guidance(numbers, sizes)
-    assert "saves 50%" in text and "about 20 requests" in text and "costs 50% more" in text
-    assert "no crossing found from 1 to 64" in text
+    assert "saves 50%" in text and "about 20 in flight" in text and "costs 50% more" in text
+    assert "is faster with 1 in flight (2.00 [1.90, 2.10] × as fast)" in text and "is slower with 64 in flight" in text
+    assert text.endswith("switch it off beyond the crossing.")
     assert "nothing is advised" in speculation.guidance({}, sizes)
+
+
+def test_guidance_names_no_crossing_that_was_not_found():
+    sizes = pd.DataFrame({"load": ["closed1", "closed64"]})
+    numbers = {"09.time_ratio_ngram": Estimate(0.9, 0.8, 1.02, "×"), "09.crossing_ngram": Estimate(np.nan),
+               "09.speedup_ngram_smallest": Estimate(1.9, 1.7, 2.1, "×"),
+               "09.speedup_ngram_largest": Estimate(1.3, 1.2, 1.4, "×")}
+    text = speculation.guidance(numbers, sizes)
+    assert "is faster with 1 in flight" in text and "and with 64 in flight (1.30" in text
+    assert "crossing" not in text and "no effect on time per request that is certain" in text
 
 
 @pytest.mark.engine

@@ -126,8 +126,9 @@ def claims_table(decided: pd.DataFrame, caption: str = "") -> str:
     for row in rows:
         row |= {"mark": MARKS[row["verdict"]], "page": row.get("page", "")}
         notes = [f"compared {row['compared']}"] if row.get("compared", row["measured"]) != row["measured"] else []
-        ratio = row.get("ratio_to_paper", math.nan)
-        row["beside"] = "; ".join(notes + [f"ratio_to_paper {number(ratio)}"]) if not pd.isna(ratio) else ""
+        apart = [f"{name} {number(row[name])}" for name in ("ratio_to_paper", "minus_paper")
+                 if not pd.isna(row.get(name, math.nan))]
+        row["beside"] = "; ".join(notes + apart) if apart else ""
     return _environment().get_template("claims_table.html.j2").render(claims=rows, caption=caption)
 
 

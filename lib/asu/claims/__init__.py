@@ -6,6 +6,7 @@ holds its numbers and claims; `core` says what these are, `paper` has the paper'
 
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 
 from asu.claims import (
@@ -53,8 +54,9 @@ def decide(numbers: Mapping[str, Estimate | Mapping | float]) -> pd.DataFrame:
 
     Columns: claim, statement, paper (its numbers, as text), paper_value, measured (with interval, as text), value, lo,
     hi, unit, threshold, direction (">", "<", "within" ± threshold), compared (the number set beside paper_value, as
-    text), ratio_to_paper (compared / paper_value), verdict ("supported", "not supported", "undecided"), reason,
-    notebook.
+    text), ratio_to_paper (compared / paper_value, of ratios) or minus_paper (compared − paper_value, of all else),
+    excludes_paper (whether the interval of `compared` leaves paper_value out), verdict ("supported", "not supported",
+    "undecided"), reason, notebook.
     """
     rows = []
     for claim in CLAIMS:
@@ -68,6 +70,9 @@ def decide(numbers: Mapping[str, Estimate | Mapping | float]) -> pd.DataFrame:
             "claim": claim.id, "statement": claim.statement, "paper": claim.paper, "paper_value": claim.paper_value,
             "measured": str(measured), "value": measured.value, "lo": measured.lo, "hi": measured.hi,
             "unit": NUMBERS[claim.number].unit, "threshold": claim.holds.threshold, "direction": claim.holds.direction,
-            "compared": str(compared), "ratio_to_paper": compared.value / claim.paper_value,
+            "compared": str(compared),
+            "ratio_to_paper": compared.value / claim.paper_value if claim.is_ratio else np.nan,
+            "minus_paper": np.nan if claim.is_ratio else compared.value - claim.paper_value,
+            "excludes_paper": claim.paper_value < compared.lo or claim.paper_value > compared.hi,
             "verdict": verdict, "reason": reason, "notebook": claim.notebook})
     return pd.DataFrame(rows)

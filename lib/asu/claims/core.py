@@ -50,13 +50,14 @@ class Number:
     unit: str
     frames: tuple[str, ...]
     per_task: bool  # also recorded per task, as <name>_<task>
+    whole: bool  # per task it takes the whole frames and `task`: the others' runs made again widen its interval too
     of: Callable[..., Estimate]
 
 
 NUMBERS: dict[str, Number] = {}
 
 
-def number(name: str, unit: str, *frames: str, per_task: bool = False):
+def number(name: str, unit: str, *frames: str, per_task: bool = False, whole: bool = False):
     """Enter the decorated function of `frames` in NUMBERS; its docstring's first line is the meaning."""
 
     def enter(of: Callable[..., Estimate]) -> Callable[..., Estimate]:
@@ -64,7 +65,7 @@ def number(name: str, unit: str, *frames: str, per_task: bool = False):
         def with_unit(*args, **options) -> Estimate:
             return replace(of(*args, **options), unit=unit)
 
-        NUMBERS[name] = Number(name, of.__doc__.splitlines()[0], unit, frames, per_task, with_unit)
+        NUMBERS[name] = Number(name, of.__doc__.splitlines()[0], unit, frames, per_task, whole, with_unit)
         return with_unit
 
     return enter
@@ -86,7 +87,9 @@ def measure(notebook: str, *, n_boot: int = stats.DRAWS, **frames: pd.DataFrame)
     for n in wanted:
         numbers[n.name] = n.of(*(frames[f] for f in n.frames), n_boot=n_boot)
         for task in by_task[n.frames[0]] if n.per_task else ():
-            numbers[f"{n.name}_{task}"] = n.of(*(by_task[f][task] for f in n.frames), n_boot=n_boot)
+            numbers[f"{n.name}_{task}"] = (
+                n.of(*(frames[f] for f in n.frames), task=task, n_boot=n_boot) if n.whole
+                else n.of(*(by_task[f][task] for f in n.frames), n_boot=n_boot))
     return numbers
 
 
@@ -99,8 +102,8 @@ class Range:
 
     def __str__(self) -> str:
         if np.isinf(self.hi):
-            return f"above {self.lo:g}"
-        return f"below {self.hi:g}" if np.isinf(self.lo) else f"between {self.lo:g} and {self.hi:g}"
+            return f"above {self.lo:.3g}"
+        return f"below {self.hi:.3g}" if np.isinf(self.lo) else f"between {self.lo:.3g} and {self.hi:.3g}"
 
     @property
     def threshold(self) -> float:
@@ -138,6 +141,11 @@ class Claim:
     paper: str  # the paper's numbers, for the table, with where they were read
     paper_value: float = np.nan
     compared: str | None = None
+
+    @property
+    def is_ratio(self) -> bool:
+        """Whether what is set beside the paper's number is a ratio; all else differs by so much, not so many times."""
+        return NUMBERS[self.compared or self.number].unit == "×"
 
     @property
     def notebook(self) -> str:

@@ -43,11 +43,12 @@ def _effect(requests: pd.DataFrame, name: str, make=effects.estimate, **options)
     return make(requests, name, arm="kv_cache", on=formats(requests)[0], off=OFF, **options)
 
 
-def _large(requests: pd.DataFrame, name: str, role: str = "RLLM", **options) -> Estimate:
-    return _effect(_of_size(of_role(requests, role), small=False), name, control=requests, **options)
+def _large(requests: pd.DataFrame, name: str, role: str = "RLLM", task: str | None = None, **options) -> Estimate:
+    rows = _of_size(of_role(requests, role), small=False)
+    return _effect(rows if task is None else rows[rows.task == task], name, control=requests, **options)
 
 
-@number("07.tps_ratio", "×", "requests", per_task=True)
+@number("07.tps_ratio", "×", "requests", per_task=True, whole=True)
 def tps_ratio(requests: pd.DataFrame, **options) -> Estimate:
     """Throughput with the first quantised format over that without, RLLM of the larger pair, equal tokens of pool."""
     return _large(requests, "tps", **options)
@@ -59,7 +60,7 @@ def tps_ratio_llm(requests: pd.DataFrame, **options) -> Estimate:
     return _large(requests, "tps", "LLM", **options)
 
 
-@number("07.accuracy_change", "share", "requests", per_task=True)
+@number("07.accuracy_change", "share", "requests", per_task=True, whole=True)
 def accuracy_change(requests: pd.DataFrame, **options) -> Estimate:
     """Accuracy with the first quantised format minus that without, RLLM of the larger pair."""
     return _large(requests, "accuracy", **options)
@@ -154,10 +155,10 @@ CLAIMS = [
 def guidance(numbers: Mapping[str, Estimate | Mapping | float]) -> str:
     """One sentence: whether to quantise the KV cache, what it buys and what it risks."""
     at = {name: Estimate.of(numbers.get(f"07.{name}")) for name in (
-        "tps_ratio", "accuracy_change", "accuracy_change_worst", "pressed_tps_ratio", "pressed_ttft_ratio")}
+        "tps_ratio", "tps_ratio_llm", "accuracy_change", "accuracy_change_worst", "pressed_tps_ratio",
+        "pressed_ttft_ratio")}
     held, _ = Range(-SMALL_POINTS, SMALL_POINTS).verdict(at["accuracy_change"])
     pressed, _ = Range(lo=1).verdict(at["pressed_tps_ratio"])
-    ample, _ = Range(lo=1).verdict(at["tps_ratio"])
     if held == "not supported":
         return (f"Do not quantise the KV cache of such a model: accuracy changed by {at['accuracy_change']} with the "
                 f"first format tried and by {at['accuracy_change_worst']} with the worst.")
@@ -165,14 +166,22 @@ def guidance(numbers: Mapping[str, Estimate | Mapping | float]) -> str:
             "undecided": f"whether accuracy holds these runs cannot tell ({at['accuracy_change']})"}[held]
     buys = {"supported": "it raised throughput there to", "not supported": "though here it did not, at",
             "undecided": "though these runs leave open how much, at"}[pressed]
-    room = {"supported": "with room to spare it is faster too", "not supported": "with room to spare it gains no speed",
-            "undecided": "with room to spare no gain in speed is certain"}[ample]
+    purpose = "" if Range(lo=1).verdict(at["tps_ratio"])[0] == "supported" else " for room, not for speed,"
+    speed = " and ".join(f"{_speed(at[name])} for the {whom}" for name, whom in (
+        ("tps_ratio", "reasoning model"), ("tps_ratio_llm", "plain twin")) if at[name].known)
+    room = f"with room to spare throughput {speed}" if speed else "with room to spare it was not run"
     gain = (f"{buys} {at['pressed_tps_ratio']} of that of a plain cache of the same bytes, with TTFT at "
             f"{at['pressed_ttft_ratio']}") if at["pressed_tps_ratio"].known else "what it buys there was not run here"
     if at["accuracy_change"].known:
         risk += f", but formats differ (the worst tried: {at['accuracy_change_worst']})"
     else:
         risk = "nothing was graded here: accuracy must be measured first"
-    return (f"Quantise the KV cache for room, not for speed, where requests wait for KV memory: {gain}; {room} "
-            f"({at['tps_ratio']}); {risk}, so grade some answers of your own model with the very format and engine "
-            f"before switching: that it starts does not show that it computes right.")
+    return (f"Quantise the KV cache{purpose} where requests wait for KV memory: {gain}; {room}; {risk}, so grade some "
+            f"answers of your own model with the very format and engine before switching: that it starts does not "
+            "show that it computes right.")
+
+
+def _speed(ratio: Estimate) -> str:
+    """What a ratio of throughput says."""
+    return {"supported": "rises to", "not supported": "falls to",
+            "undecided": "does not certainly change, at"}[Range(lo=1).verdict(ratio)[0]] + f" {ratio}"

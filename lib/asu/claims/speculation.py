@@ -158,12 +158,15 @@ def _speedup(rows: pd.DataFrame, label: str) -> stats.Statistic:
 # --- numbers --------------------------------------------------------------------------------------------------------
 
 
-def _effect(requests: pd.DataFrame, wanted: str, name: str, role: str | None = "RLLM", **options) -> Estimate:
+def _effect(requests: pd.DataFrame, wanted: str, name: str, role: str | None = "RLLM", task: str | None = None,
+            **options) -> Estimate:
+    """An effect on one role and task, or on all; how far runs made again are apart, all runs tell."""
     rows = requests if role is None else of_role(requests, role)
+    rows = rows if task is None else rows[rows.task == task]
     on = _on(rows, wanted)
     if on is None:
         return Estimate(np.nan)
-    return effects.estimate(rows, name, arm="speculation", on=on, off=OFF, **options)
+    return effects.estimate(rows, name, arm="speculation", on=on, off=OFF, control=requests, **options)
 
 
 def _enter_effects() -> None:
@@ -176,13 +179,13 @@ def _enter_effects() -> None:
                 return _effect(requests, _wanted, _name, **options)
 
             of.__doc__ = f"{title} with {wanted} speculation over without, RLLM, geometric mean over sets and sizes."
-            number(f"09.{short}_ratio_{wanted}", "×", "requests", per_task=short in ("time", "tps"))(of)
+            number(f"09.{short}_ratio_{wanted}", "×", "requests", per_task=short in ("time", "tps"), whole=True)(of)
 
         def chunks(requests, events, _wanted=wanted, **options):
             return _effect(audit.in_chunks(requests, events), _wanted, "tps", **options)
 
         chunks.__doc__ = f"Throughput in stream events with {wanted} speculation over without, RLLM."
-        number(f"09.tps_ratio_{wanted}_chunks", "×", "requests", "events", per_task=True)(chunks)
+        number(f"09.tps_ratio_{wanted}_chunks", "×", "requests", "events", per_task=True, whole=True)(chunks)
 
         def accuracy(requests, _wanted=wanted, **options):
             return _effect(requests, _wanted, "accuracy", None, **options)
@@ -311,24 +314,37 @@ _enter_effects()
 
 def guidance(numbers: Mapping[str, Estimate], sizes: pd.DataFrame) -> str:
     """One sentence for a serving engineer from the recorded numbers."""
-    least, most = (int(pick(load_size(sizes.load))) for pick in (min, max))
-    told = []
+    at_once = load_size(sizes.load)
+    told, crossings = [], False
     for wanted, title in (("ngram", "prompt look-up"), ("draft", "a small draft model")):
-        time, crossed = Estimate.of(numbers.get(f"09.time_ratio_{wanted}")), numbers.get(f"09.crossing_{wanted}")
-        if not time.known:
-            continue
-        verdict, _ = Range(hi=1).verdict(time)
-        does = {"supported": f"saves {1 - time.value:.0%} of the time per request",
-                "not supported": f"costs {time.value - 1:.0%} more time per request",
-                "undecided": f"has no decided effect on time per request ({time})"}[verdict]
-        where = (f"and stops paying at about {Estimate.of(crossed).value:.0f} requests in flight"
-                 if Estimate.of(crossed).known else f"with no crossing found from {least} to {most} in flight")
-        told.append(f"{title} {does} {where}")
+        time, crossed, *ends = (Estimate.of(numbers.get(f"09.{name}")) for name in (
+            f"time_ratio_{wanted}", f"crossing_{wanted}", f"speedup_{wanted}_smallest", f"speedup_{wanted}_largest"))
+        parts = _at_ends(ends, [int(at_once.min()), int(at_once.max())])
+        if crossed.known:
+            crossings = True
+            parts.append(f"stops paying at about {crossed.value:.0f} in flight")
+        if time.known:
+            does = {"supported": f"saves {1 - time.value:.0%} of the time per request",
+                    "not supported": f"costs {time.value - 1:.0%} more time per request",
+                    "undecided": "has no effect on time per request that is certain"}[Range(hi=1).verdict(time)[0]]
+            parts.append(f"over all sets together {does} beyond the machine's own changes of pace ({time})")
+        if parts:
+            told.append(f"{title} {', '.join(parts[:-1])}{' and ' * (len(parts) > 1)}{parts[-1]}")
     if not told:
         return "No speculation was measured, so nothing is advised."
+    off = ", and switch it off beyond the crossing" if crossings else ""
     return (f"For a reasoning model: {'; '.join(told)} (these models, this machine); count tokens, not stream events, "
-            "when you judge it, and switch it off beyond the crossing.")
+            f"when you judge it{off}.")
 
+
+def _at_ends(ends: list[Estimate], at_once: list[int]) -> list[str]:
+    """What it does to speed with the fewest and with the most requests in flight; once where both are one or alike."""
+    found = {size: end for end, size in zip(ends, at_once, strict=True) if end.known}
+    words = {"supported": "is faster", "not supported": "is slower", "undecided": "is not certainly faster or slower"}
+    by_verdict: dict[str, list[str]] = {}
+    for size, end in found.items():
+        by_verdict.setdefault(Range(lo=1).verdict(end)[0], []).append(f"with {size} in flight ({end} as fast)")
+    return [f"{words[verdict]} {' and '.join(where)}" for verdict, where in by_verdict.items()]
 
 
 CLAIMS = [
