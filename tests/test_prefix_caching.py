@@ -222,6 +222,11 @@ def test_the_papers_figure_shows_caching_slower():
       "08.break_even_share": Estimate(0.06, 0.03, 0.09)}, "more than about 9%.* costs time"),
     ({"08.shared_ttft_ratio": Estimate(0.3, 0.2, 0.4), "08.unshared_cost": Estimate(1.0, 0.9, 1.1),
       "08.break_even_share": Estimate(0.0, -0.3, 2.0)}, "share a beginning.* no certain cost"),
+    ({"08.shared_ttft_ratio": Estimate(0.3, 0.2, 0.4), "08.unshared_cost": Estimate(1.0, 0.9, 1.1),
+      "08.e2e_ratio_small": Estimate(1.18, 1.15, 1.23), "08.e2e_ratio_llm": Estimate(1.4, 1.2, 1.8)},
+     "questions took the smallest reasoning model 1.18 .* and plain models 1.40 .* as long, so leave it off"),
+    ({"08.shared_ttft_ratio": Estimate(0.3, 0.2, 0.4), "08.unshared_cost": Estimate(1.0, 0.9, 1.1),
+      "08.e2e_ratio_small": Estimate(1.1, 0.9, 1.3)}, "^((?!single questions).)*$"),
     ({"08.shared_ttft_ratio": Estimate(1.1, 0.9, 1.3)}, "no reason to switch"), ({}, "no reason to switch")])
 def test_guidance_follows_the_numbers(numbers, said):
     assert re.search(said, prefix_caching.guidance(numbers))

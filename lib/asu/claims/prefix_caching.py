@@ -272,7 +272,7 @@ def e2e_ratio_again(again: pd.DataFrame, **options) -> Estimate:
     return _e2e_ratio(of_role(again, "RLLM"), AGAIN, **options)
 
 
-@number("08.e2e_role_difference", "×", "requests")
+@number("08.e2e_role_difference", "difference of ×", "requests")
 def e2e_role_difference(requests: pd.DataFrame, **options) -> Estimate:
     """E2E with caching over without, RLLM − LLM, single questions, mean over the sets and sizes that both have."""
     ratios = _by_run(requests, **ARM).pivot(index=["size", "task"], columns="role", values="ratio").dropna()
@@ -441,7 +441,8 @@ CLAIMS = [
 def guidance(numbers: Mapping[str, Estimate | Mapping | float]) -> str:
     """One sentence: when to switch prefix caching on, for whom, and how far that reaches."""
     at = {name: Estimate.of(numbers.get(f"08.{name}")) for name in (
-        "unshared_cost", "break_even_share", "shared_ttft_ratio", "shared_e2e_ratio_rllm", "shared_e2e_ratio_llm")}
+        "unshared_cost", "break_even_share", "shared_ttft_ratio", "shared_e2e_ratio_rllm", "shared_e2e_ratio_llm",
+        "e2e_ratio_small", "e2e_ratio_llm")}
     pays, _ = Range(hi=1).verdict(at["shared_ttft_ratio"])
     dearer, _ = Range(lo=1).verdict(at["unshared_cost"])
     if pays != "supported":
@@ -449,13 +450,18 @@ def guidance(numbers: Mapping[str, Estimate | Mapping | float]) -> str:
                 f"{at['shared_ttft_ratio']} of that without, and where nothing is shared a request took "
                 f"{at['unshared_cost']} of its time; measure it on your own prompts first.")
     price = {"supported": "costs time", "not supported": "costs nothing", "undecided": "shows no certain cost"}[dearer]
-    price += f" where nothing is shared ({at['unshared_cost']} per request)"
+    price += f" where nothing is shared ({at['unshared_cost']} per request, mean over all)"
+    slowed = [f"{whom} {at[name]}" for name, whom in (
+        ("e2e_ratio_small", "the smallest reasoning model"), ("e2e_ratio_llm", "plain models"))
+        if Range(lo=1).verdict(at[name])[0] == "supported"]
+    if slowed:
+        price += f", but single questions took {' and '.join(slowed)} as long, so leave it off for those"
     when = (f"as soon as requests share more than about {_upper(at['break_even_share']):.0%} of their prompts"
             if 0 < _upper(at["break_even_share"]) < 1 else "where requests share a beginning")
     less = at["shared_e2e_ratio_rllm"]
     long = f", but only to {less} for long ones, because it saves prefill alone" if less.known else \
         ", and less the longer the output, because it saves prefill alone"
-    return (f"Switch prefix caching on {when}: it {price}, and at the longest beginning shared by all it cut TTFT to "
+    return (f"Switch prefix caching on {when}: it {price}; at the longest beginning shared by all it cut TTFT to "
             f"{at['shared_ttft_ratio']} and E2E to {at['shared_e2e_ratio_llm']} for short outputs{long}; this holds "
             f"while the KV pool keeps the shared blocks, and not for the first request of each beginning.")
 
