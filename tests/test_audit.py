@@ -276,7 +276,7 @@ def test_roles_that_were_not_measured_leave_numbers_unknown():
 
 def test_guidance_names_what_matters_and_only_that():
     told = honesty.guidance(measured())
-    assert "engine's own count" in told and "1.9 times" in told and "whole batches" not in told
+    assert "engine's own count" in told and "1.92 times" in told and "whole batches" not in told
     assert honesty.guidance({}).startswith("None of the flaws")
 
 
@@ -287,8 +287,46 @@ def test_verdicts_are_recomputed_where_a_flaw_touches_the_number():
     found = honesty.verdicts(claims.CLAIMS, frames, **OPTIONS)
     assert set(found.claim) == {"F4.mathematics", "F4.knowledge", "F4.gap"}
     assert set(found.flaw) == {"failures", "graders"}
-    assert (found.flips == (found.verdict_honest != found.verdict_flawed)).all()
+    one = found.groupby("claim").agg({"honest": "nunique", "verdict_honest": "nunique"})
+    assert (one == 1).all(axis=None), "a claim has one honest number, whatever the flaw needs to show"
     assert honesty.verdicts(claims.CLAIMS, {}, **OPTIONS).empty
+
+
+def test_a_flaw_turns_a_verdict_only_by_itself():
+    claim, flaw = next(c for c in claims.CLAIMS if c.id == "F4.knowledge"), audit.FLAWS["failures"]
+    within, open_ = claims.Estimate(0.0, -0.09, 0.09), claims.Estimate(0.05, -0.02, 0.12)
+    for honest, shown_on, flawed, flips in ((within, within, open_, True), (within, open_, open_, False),
+                                            (open_, within, within, False), (open_, within, open_, False)):
+        assert honesty._row(claim, flaw, "share", honest, shown_on, flawed)["flips"] == flips
+
+
+def speculating(trials: tuple[int, ...]) -> dict[str, dict[str, pd.DataFrame]]:
+    """Frames of 09: requests without speculation, made again a third slower as trial 1, and twice as fast with it."""
+    arms = [("none", trial, 1 + trial / 3) for trial in trials] + [("ngram4", 0, 0.5)]
+    r = pd.concat([requests(speculation=how, trial=trial, run=f"{how}{trial}").assign(
+        run=lambda r: r.run + r.role, **{t: lambda r, t=t, pace=pace: r[t] * pace for t in (
+            "due_s", "sent_s", "first_s", "visible_s", "last_s", "end_s")}) for how, trial, pace in arms],
+        ignore_index=True)
+    return {"09": {"requests": r, "events": events(r, 2)}}
+
+
+def test_claims_on_time_between_runs_need_the_runs_made_again():
+    alone, controlled = speculating((0,)), speculating((0, 1))
+    timed = {"spec.time", "spec.tps", "spec.ttfvt"}
+    assert set(honesty.not_told(claims.CLAIMS, alone).claim) == timed
+    assert set(honesty.verdicts(claims.CLAIMS, alone, **OPTIONS).claim) == {"spec.accuracy"}
+    assert honesty.not_told(claims.CLAIMS, controlled).empty
+    found = honesty.verdicts(claims.CLAIMS, controlled, **OPTIONS).query("claim == 'spec.tps'").set_index("flaw")
+    decided = claims.NUMBERS["09.tps_ratio_ngram"].of(controlled["09"]["requests"], **OPTIONS)
+    assert (found.honest == decided).all(), "the number of the notebook that decides it"
+    for side in (found.honest["chunks"], found.flawed["chunks"]):
+        assert np.log(side.hi / side.lo) > 2 * np.log(4 / 3), "the distance of the runs made again is in both"
+
+
+def test_no_number_between_runs_but_an_effect_holds_the_machines_pace():
+    r = requests(trial=0)
+    frames = {"03": {"requests": r}, "05": {"batches": pd.concat([r, r.assign(trial=1)])}}
+    assert set(honesty.not_told(claims.CLAIMS, frames).claim) == {"F3.spread", "batch.time", "batch.tps", "batch.ttfvt"}
 
 
 def test_figures_draw_every_role_and_refuse_empty_frames():

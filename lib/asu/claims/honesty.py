@@ -4,13 +4,13 @@ Frames: requests and events of runs without options, speculation and speculation
 speculation, loads (with a barrier and without), passes (every problem several times, prefix cache on and off).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import pandas as pd
 
 from asu import audit, metrics, stats
-from asu.claims.core import MATERIAL_POINTS, MATERIAL_RATIO, NUMBERS, Claim, Range, number
+from asu.claims.core import MATERIAL_POINTS, MATERIAL_RATIO, NUMBERS, Claim, Number, Range, number
 from asu.claims.paper import paper
 from asu.contrast import of_role, over_problems
 from asu.stats import Estimate
@@ -27,6 +27,8 @@ MADE_OF = {
     "09.time_ratio_ngram": "time", "09.tps_ratio_ngram": "tps", "09.ttfvt_ratio_ngram": "ttfvt",
     "09.accuracy_change_ngram": "accuracy",
 }
+# those that set the time of one run against that of another: the machine's pace in between is in them as well
+BETWEEN_RUNS = {name for name, made in MADE_OF.items() if made != "accuracy" and "_ratio" in name}
 
 
 def _per_event(requests: pd.DataFrame, events: pd.DataFrame, role: str, **options) -> Estimate:
@@ -116,36 +118,60 @@ def verdicts(claims: Iterable[Claim], frames: Mapping[str, Mapping[str, pd.DataF
              **options) -> pd.DataFrame:
     """Each claim decided honestly and with each flaw that touches its number: one row per claim and flaw.
 
-    None for a number that neither way of measuring has, nor for a flaw that these runs cannot show.
+    None for a number that neither way of measuring has, for a flaw that these runs cannot show, nor for claims
+    `not_told` from them.
 
     frames: by notebook ("04"), the frames its numbers are made from, and `events` where there are any.
-    Columns: claim, statement, flaw, title, lo_holds, hi_holds (the claim's range), unit, honest, flawed (Estimates),
-    verdict_honest, verdict_flawed, moved (whether flawed lies outside the honest interval), flips.
+    Columns: claim, statement, flaw, title, lo_holds, hi_holds (the claim's range), unit, honest (of the runs as they
+    are, the same in all rows of a claim), flawed (Estimates), verdict_honest, verdict_flawed, flips: whether the flaw
+    turns the verdict, also from the honest one on the records that the flaw is shown on, where some are made to fail.
     """
-    rows = []
+    claims, rows = list(claims), []
     flaws = [audit.FLAWS[name] for name in flaws]
+    untold = set(not_told(claims, frames).claim)
+    for claim, n, given in _measured(claims, frames):
+        of, first = MADE_OF[claim.number], given[n.frames[0]]
+        if claim.id in untold or (of == "accuracy" and first.outcome.isna().all()):
+            continue
+        honest = n.of(*(given[name] for name in n.frames), **options)
+        for flaw in flaws:
+            if of in flaw.touches and audit.able([flaw.name], first, given.get("events")):
+                sides = [audit.both(flaw, given[name], given.get("events"), assumed) for name in n.frames]
+                shown_on, flawed = (n.of(*(side[k] for side in sides), **options) for k in (0, 1))
+                rows += [_row(claim, flaw, n.unit, honest, shown_on, flawed)] if honest.known or flawed.known else []
+    return pd.DataFrame(rows, columns=["claim", "statement", "flaw", "title", "lo_holds", "hi_holds", "unit", "honest",
+                                       "flawed", "verdict_honest", "verdict_flawed", "flips"])
+
+
+def not_told(claims: Iterable[Claim], frames: Mapping[str, Mapping[str, pd.DataFrame]]) -> pd.DataFrame:
+    """Claims on time between runs whose interval would lack the machine's own changes of pace.
+
+    An effect's interval has them where the runs with the option off were made again (trial 1); no other number's has.
+    Columns: claim, statement, notebook (the one that decides it).
+    """
+    rows = [(claim.id, claim.statement, claim.notebook) for claim, n, given in _measured(claims, frames)
+            if claim.number in BETWEEN_RUNS and not _widened(claim.number, given[n.frames[0]])]
+    return pd.DataFrame(rows, columns=["claim", "statement", "notebook"])
+
+
+def _measured(claims: Iterable[Claim], frames: Mapping[str, Mapping[str, pd.DataFrame]]
+              ) -> Iterator[tuple[Claim, Number, Mapping[str, pd.DataFrame]]]:
+    """The claims whose number a flaw may touch and that the frames can make, with the number and its frames."""
     for claim in claims:
         given, n = frames.get(claim.number[:2], {}), NUMBERS[claim.number]
-        if claim.number not in MADE_OF or not set(n.frames) <= set(given):
-            continue
-        if MADE_OF[claim.number] == "accuracy" and given[n.frames[0]].outcome.isna().all():
-            continue
-        for flaw in flaws:
-            if MADE_OF[claim.number] in flaw.touches and audit.able([flaw.name], given[n.frames[0]],
-                                                                    given.get("events")):
-                sides = [audit.both(flaw, given[name], given.get("events"), assumed) for name in n.frames]
-                honest, flawed = (n.of(*(side[k] for side in sides), **options) for k in (0, 1))
-                rows += [_row(claim, flaw, n.unit, honest, flawed)] if honest.known or flawed.known else []
-    return pd.DataFrame(rows, columns=["claim", "statement", "flaw", "title", "lo_holds", "hi_holds", "unit", "honest",
-                                       "flawed", "verdict_honest", "verdict_flawed", "moved", "flips"])
+        if claim.number in MADE_OF and set(n.frames) <= set(given):
+            yield claim, n, given
 
 
-def _row(claim: Claim, flaw: audit.Flaw, unit: str, honest: Estimate, flawed: Estimate) -> dict:
-    before, after = (claim.holds.verdict(number)[0] for number in (honest, flawed))
+def _widened(name: str, requests: pd.DataFrame) -> bool:
+    return name.startswith("09.") and "trial" in requests and {0, 1} <= set(requests.trial)
+
+
+def _row(claim: Claim, flaw: audit.Flaw, unit: str, honest: Estimate, shown_on: Estimate, flawed: Estimate) -> dict:
+    before, injected, after = (claim.holds.verdict(number)[0] for number in (honest, shown_on, flawed))
     return {"claim": claim.id, "statement": claim.statement, "flaw": flaw.name, "title": flaw.title,
             "lo_holds": claim.holds.lo, "hi_holds": claim.holds.hi, "unit": unit, "honest": honest, "flawed": flawed,
-            "verdict_honest": before, "verdict_flawed": after,
-            "moved": bool(flawed.value < honest.lo or flawed.value > honest.hi), "flips": before != after}
+            "verdict_honest": before, "verdict_flawed": after, "flips": after not in (before, injected)}
 
 
 def guidance(numbers: Mapping[str, Estimate | Mapping | float]) -> str:
@@ -174,7 +200,7 @@ _ADVICE = [
 
 
 def _times(number: Estimate) -> str:
-    return f"{100 * number.value:+.0f} points" if number.unit == "share" else f"{number.value:.2g} times"
+    return f"{100 * number.value:+.0f} points" if number.unit == "share" else f"{number.value:.3g} times"
 
 
 def _matters(number: Estimate) -> bool:

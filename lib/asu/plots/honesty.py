@@ -97,7 +97,7 @@ def flawed_claims(table: pd.DataFrame) -> Figure:
         figure.text(0.01, middle, row.claim, va="center", fontsize=8, fontweight="bold" if row.flips else "normal")
         figure.text(0.17, middle, fill(row.title.replace("`", ""), 34), va="center", fontsize=7.5)
         before, after = style.VERDICTS[row.verdict_honest].label, style.VERDICTS[row.verdict_flawed].label
-        figure.text(0.845, middle, f"{before}\n→ {after}" if row.flips else before, va="center", fontsize=7.5,
+        figure.text(0.845, middle, before if before == after else f"{before}\n→ {after}", va="center", fontsize=7.5,
                     fontweight="bold" if row.flips else "normal")
     figure.legend(handles=[
         Line2D([], [], color=style.INK, marker="o", label="honest (above)"),
