@@ -81,8 +81,8 @@ def test_guidance_follows_the_verdicts(accuracy, words):
 
 @pytest.mark.parametrize("ratio, words, unsaid", [
     (Estimate(1.1, 1.05, 1.2, "×"), "rises to 1.10", "not for speed"),
-    (Estimate(0.7, 0.6, 0.8, "×"), "falls to 0.700", "faster"), (Estimate(1.0, 0.9, 1.1, "×"), "for room, not for speed",
-                                                                 "rises to")])
+    (Estimate(0.7, 0.6, 0.8, "×"), "falls to 0.700", "faster"),
+    (Estimate(1.0, 0.9, 1.1, "×"), "for room, not for speed", "rises to")])
 def test_guidance_speaks_of_speed_once_and_of_both_twins(ratio, words, unsaid):
     text = kv_quantisation.guidance({"07.tps_ratio": ratio, "07.tps_ratio_llm": Estimate(0.716, 0.661, 0.775, "×"),
                                      "07.accuracy_change": Estimate(0.0, -0.01, 0.01)})

@@ -95,6 +95,15 @@ def test_steps_are_drawn_with_and_without_rates(rates):
     assert len(left.get_yticklabels()) == 6 and len(left.texts) == (0 if rates is None else 6)
 
 
+@pytest.mark.parametrize("low, high", [(300, 330), (400, 3200), (1, 900_000), (700, 700)])
+def test_step_bounds_have_few_labels_however_wide_their_range(low, high):
+    steps = pd.DataFrame({"model": "m", "weights": ["bf16", "w4a16"], "memory_s": [high * 1e-6, low * 1e-6],
+                          "compute_s": np.nan, "bound_s": high * 1e-6, "step_s": 1.0, "share": 0.1})
+    right = plots.step_time(steps).axes[1]
+    shown = [t for t in right.get_xticks() if right.get_xlim()[0] <= t <= right.get_xlim()[1]]
+    assert 1 <= len(shown) <= 5 and not len(right.xaxis.get_minorticklocs())
+
+
 def test_guidance_follows_the_numbers():
     fast = {"06.e2e_w4a16": Estimate(0.5, 0.4, 0.6, "×"), "06.accuracy_w4a16": Estimate(0.0, -0.01, 0.01, "share"),
             "06.size_w4a16": {"value": 0.27, "unit": "×"}}

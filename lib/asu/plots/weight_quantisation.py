@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import NullFormatter, StrMethodFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter, StrMethodFormatter
 
 from asu import style
 from asu.plots.core import accuracy_axes, grid, legend, need, share_axis, whisker
@@ -83,7 +83,7 @@ def step_time(steps: pd.DataFrame) -> Figure:
         right.plot(steps[column] * 1e6, y + offset, look[1], color=look[0])
     right.set_xlabel("least time [µs], logarithmic")
     right.set_xscale("log")
-    right.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    _few_ticks(right, steps[["memory_s", "compute_s"]].to_numpy() * 1e6)
     for ax in (left, right):
         ax.grid(axis="y", visible=False)
     for at, share, wide in zip(y, steps["share"], steps["step_s"] * 1e3, strict=True):
@@ -95,6 +95,22 @@ def step_time(steps: pd.DataFrame) -> Figure:
                     Line2D([], [], color="#0072B2", marker="o", linestyle="none", label="moving bytes"),
                     Line2D([], [], color="#D55E00", marker="s", linestyle="none", label="arithmetic")])
     return figure
+
+
+def _few_ticks(ax: Axes, shown: np.ndarray) -> None:
+    """At most five labels on a logarithmic axis, however narrow its range: at 1, 2 and 5 times powers of ten."""
+    shown = shown[np.isfinite(shown) & (shown > 0)]
+    if len(shown):
+        low, high = shown.min() / 1.15, shown.max() * 1.15
+        steps = np.array([m * 10.0**k for k in range(-6, 12) for m in (1, 2, 5)])
+        inside = steps[(steps >= low) & (steps <= high)]
+        if len(inside) < 2:  # too narrow for the steps: its ends say most
+            inside = np.unique([shown.min(), shown.max()])
+        ax.set_xlim(low, high)
+        ax.set_xticks(inside[::-(-len(inside) // 5)])
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 10 else f"{x:.2g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.minorticks_off()
 
 
 @style.styled
