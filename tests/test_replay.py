@@ -79,7 +79,8 @@ def test_real_weights_keep_their_thinking_and_texts_but_are_not_graded():
     wanted = workload.requests(spec)
     assert {request.thinking_tokens for request in wanted} == {None}
     requests = records.tables(spec, wanted, [record(request) for request in wanted])["requests"].to_pandas()
-    assert (requests.thinking_text == "year life man").all() and (requests.thinking_tokens == requests.output_tokens).all()
+    assert (requests.thinking_text == "year life man").all()
+    assert (requests.thinking_tokens == requests.output_tokens).all()
     assert requests.outcome.isna().all() and (requests.finish_reason == "stop").all()
 
 
