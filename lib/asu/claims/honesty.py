@@ -140,7 +140,7 @@ def verdicts(claims: Iterable[Claim], frames: Mapping[str, Mapping[str, pd.DataF
                 shown_on, flawed = (n.of(*(side[k] for side in sides), **options) for k in (0, 1))
                 rows += [_row(claim, flaw, n.unit, honest, shown_on, flawed)] if honest.known or flawed.known else []
     return pd.DataFrame(rows, columns=["claim", "statement", "flaw", "title", "lo_holds", "hi_holds", "unit", "honest",
-                                       "flawed", "verdict_honest", "verdict_flawed", "flips"])
+                                       "flawed", "verdict_honest", "verdict_flawed", "flips"]).astype({"flips": bool})
 
 
 def not_told(claims: Iterable[Claim], frames: Mapping[str, Mapping[str, pd.DataFrame]]) -> pd.DataFrame:

@@ -81,8 +81,12 @@ def flawed_claims(table: pd.DataFrame) -> Figure:
     """Every claim that a flaw touches: the number measured honestly over the same measured with the flaw.
 
     table: of `claims.honesty.verdicts`; verdicts that the flaw turns come first. Each line has a scale of its
-    own; where the claim would hold is shaded.
+    own; where the claim would hold is shaded. A table without rows is an outcome too, and said in words.
     """
+    if table.empty:
+        figure = Figure(figsize=(style.WIDTH, 0.6))
+        figure.text(0.5, 0.5, "no claim can be decided again from these runs", ha="center", va="center")
+        return figure
     need(table, ["claim", "title", "lo_holds", "hi_holds", "honest", "flawed", "verdict_honest", "verdict_flawed"],
          "flawed_claims")
     table = table.sort_values("flips", ascending=False, kind="stable")
