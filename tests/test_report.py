@@ -129,6 +129,15 @@ def test_claims_have_one_layout_with_what_was_compared_where_it_is_another_numbe
         "Of 3 claims 2 are supported, 1 undecided and 0 not supported")
 
 
+def test_a_page_of_verdicts_is_told_apart_by_what_was_measured_elsewhere_known_or_not(house, monkeypatch):
+    job = report.Job("00_a", Path(__file__), {}, last=True)
+    digests = []
+    for numbers in ({}, {"01.kv_peak_ratio": Estimate(4.0, 2.0, 5.0, "×")}):
+        monkeypatch.setattr(report, "beside", lambda _, numbers=numbers: claims.decide(numbers))
+        digests.append(report._digest(job, "embedded", [job], []))
+    assert digests[0] != digests[1]
+
+
 def test_model_text_is_never_markup():
     html = report.text(HOSTILE).data
     assert html.count("<") == 2 and "&lt;script&gt;" in html

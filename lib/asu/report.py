@@ -266,7 +266,7 @@ def _digest(job: Job, profile_name: str, known: list[Job], folders: list[Path]) 
     if job.last:
         parts["numbers"] = {other.stem: _file_digest(folder(profile_name) / "numbers" / f"{other.stem}.json")
                             for other in known if not other.last}
-        parts["beside"] = beside(BESIDE).to_dict("records")
+        parts["beside"] = beside(BESIDE).to_json(orient="records")
     return hashlib.sha256(_json(parts).encode()).hexdigest()
 
 

@@ -327,9 +327,9 @@ def guidance(numbers: Mapping[str, Estimate], sizes: pd.DataFrame) -> str:
             does = {"supported": f"saves {1 - time.value:.0%} of the time per request",
                     "not supported": f"costs {time.value - 1:.0%} more time per request",
                     "undecided": "has no effect on time per request that is certain"}[Range(hi=1).verdict(time)[0]]
-            parts.append(f"over all sets together {does} beyond the machine's own changes of pace ({time})")
+            parts.append(f"over all sets together {does} ({time}, the machine's own changes of pace counted)")
         if parts:
-            told.append(f"{title} {', '.join(parts[:-1])}{' and ' * (len(parts) > 1)}{parts[-1]}")
+            told.append(f"{title} {', '.join(parts[:-1])}{', and ' * (len(parts) > 1)}{parts[-1]}")
     if not told:
         return "No speculation was measured, so nothing is advised."
     off = ", and switch it off beyond the crossing" if crossings else ""
