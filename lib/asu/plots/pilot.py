@@ -671,7 +671,8 @@ def claims_picture(decided: pd.DataFrame, beside: pd.DataFrame | None = None, na
     if others:
         handles.append(Line2D([], [], color=style.INK, marker="s", markerfacecolor="white", markersize=4.5,
                               linewidth=1.2, label=name))
-    figure.legend(handles=handles, loc="upper center", ncols=len(handles), bbox_to_anchor=(0.5, 1.0))
+    figure.legend(handles=handles, loc="upper center", ncols=len(handles), bbox_to_anchor=(0.5, 1.0), fontsize=8,
+                  columnspacing=1.2, handletextpad=0.5)
     return figure
 
 
