@@ -181,7 +181,7 @@ class Study:
         if plan.empty:
             return 0.0
         started = plan[~plan.done].drop_duplicates("server").model
-        return float(plan.estimate_s.sum() + sum(START_S[models.get(name).miniature] for name in started))
+        return float(plan.estimate_s.sum() + sum(map(_start_s, started)))
 
     def run(self, progress=None, *, server: Callable = Server, executor: Callable = local) -> "Study":
         """Make what is missing, starting each server once; complete runs are left as they are. Returns the study."""
@@ -196,7 +196,7 @@ class Study:
         progress = progress or Progress()
         history, groups = self.store.history(), self.groups(missing)
         progress.study_started([estimate_s(spec, history) for group in groups for spec in group],
-                               [START_S[models.get(group[0].model).miniature] for group in groups])
+                               [_start_s(group[0].model) for group in groups])
         for _ in executor(groups, functools.partial(self._work, progress=progress, server=server)):
             pass
         progress.study_finished()
@@ -221,8 +221,7 @@ class Study:
     def _missing(self, missing: list[RunSpec]) -> AsuError:
         history = self.store.history()
         seconds = sum(estimate_s(spec, history) for spec in missing)
-        seconds += sum(START_S[models.get(model).miniature]
-                       for _, model in {(spec.server_key, spec.model) for spec in missing})
+        seconds += sum(_start_s(model) for _, model in {(spec.server_key, spec.model) for spec in missing})
         where = f"records {self._records}" if self._records else "runs"
         named = missing[0].name + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
         unset = "unset ASU_RECORDS (or drop records=) and " if self._records else ""
@@ -287,6 +286,11 @@ def _check(spec: RunSpec) -> None:
     engine = engines.get(spec.engine)
     engine.check(spec.options, model, base.source(model, spec.options))
     engine.check_sampling(spec.options, spec.sampling)
+
+
+def _start_s(model: str) -> float:
+    """How long a server with this model should take to start [s]."""
+    return START_S[models.get(model).miniature]
 
 
 def env_inputs(env: dict) -> dict:

@@ -130,28 +130,19 @@ def _of(frame: pd.DataFrame, place: int, make: Callable[..., Estimate], **option
     return _twins(parts[place], make, **options) if len(parts) > 1 else Estimate(np.nan)
 
 
-@number("11.kv_peak_ratio_first", "×", "held")
-def kv_peak_ratio_first(held: pd.DataFrame, **options) -> Estimate:
-    """Peak KV use on the first engine by the client's streams, RLLM over LLM, geometric mean over sets and sizes."""
-    return _of(held, 0, kv_cache.kv_peak_ratio, **options)
+def _enter_finding(name: str, frame: str, what: str, make: Callable[..., Estimate]) -> None:
+    """A number of the pilot study on the first engine and on the second."""
+    for place, which in ((0, "first"), (-1, "second")):
+
+        def of(rows: pd.DataFrame, place=place, **options) -> Estimate:
+            return _of(rows, place, make, **options)
+
+        of.__doc__ = f"{what.format(which)}, RLLM over LLM, geometric mean over sets and sizes."
+        number(f"11.{name}_{which}", "×", frame)(of)
 
 
-@number("11.kv_peak_ratio_second", "×", "held")
-def kv_peak_ratio_second(held: pd.DataFrame, **options) -> Estimate:
-    """Peak KV use on the second engine by the client's streams, RLLM over LLM, geometric mean over sets and sizes."""
-    return _of(held, -1, kv_cache.kv_peak_ratio, **options)
-
-
-@number("11.time_ratio_first", "×", "requests")
-def time_ratio_first(requests: pd.DataFrame, **options) -> Estimate:
-    """Mean time per request on the first engine, RLLM over LLM, geometric mean over sets and sizes."""
-    return _of(requests, 0, running_time.time_ratio, **options)
-
-
-@number("11.time_ratio_second", "×", "requests")
-def time_ratio_second(requests: pd.DataFrame, **options) -> Estimate:
-    """Mean time per request on the second engine, RLLM over LLM, geometric mean over sets and sizes."""
-    return _of(requests, -1, running_time.time_ratio, **options)
+_enter_finding("kv_peak_ratio", "held", "Peak KV use on the {} engine by the client's streams", kv_cache.kv_peak_ratio)
+_enter_finding("time_ratio", "requests", "Mean time per request on the {} engine", running_time.time_ratio)
 
 
 def _enter(name: str, key: str, role: str) -> None:
