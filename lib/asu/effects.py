@@ -9,7 +9,7 @@ what hangs on the problems, but not that the machine is faster in one minute tha
 of a run together. Where the frame has the off runs made again, effects on time are widened by how far those are apart.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -18,7 +18,7 @@ import pandas as pd
 from scipy import stats as scipy_stats
 
 from asu import metrics, stats
-from asu.contrast import SETTINGS, contrast, groups, known_until, kv_samples, over_problems
+from asu.contrast import SETTINGS, groups, known_until, kv_samples, over_problems
 from asu.errors import AsuError
 from asu.stats import Estimate
 
@@ -193,6 +193,9 @@ def _check(requests: pd.DataFrame, arm: str, off, by: list[str]) -> None:
                        f"add it to the study; it has {', '.join(map(repr, requests[arm].unique().tolist()))}")
 
 
+_Side = tuple[np.ndarray, pd.DataFrame]  # mask over the rows of a comparison, and those rows
+
+
 class _Pairs:
     """The rows of one comparison, on against off; each frame is made when the first effect asks for it."""
 
@@ -205,6 +208,7 @@ class _Pairs:
             raise AsuError(f"there is nothing to compare: no setting was run with {arm} {on} and with {arm} {off}",
                            f"add runs so that both have the same {', '.join(_equal(requests, arm))}")
         self._made: dict[str, tuple[pd.DataFrame, str]] = {}
+        self._sides: dict[str, list[tuple[str, _Side, _Side]]] = {}
 
     @property
     def runs(self) -> int:
@@ -217,15 +221,22 @@ class _Pairs:
             self._made[which] = getattr(self, f"_{which}")()
         return self._made[which]
 
-    def parts(self, rows: pd.DataFrame, of: Callable, combine: Callable, role: str | None = None
-              ) -> list[stats.Statistic]:
-        """One statistic per setting, of one role or of each; none where there are no rows."""
-        found = []
-        for mask in groups(rows, ["role"]) if len(rows) else ():
-            if role in (None, rows.role[mask].iloc[0]):
-                found += [stats.on(mask, part) for part in contrast(rows[mask], self.arm, self.on, self.off, of,
-                                                                    combine=combine)]
-        return found
+    def parts(self, which: str, of: Callable, combine: Callable, role: str | None = None) -> list[stats.Statistic]:
+        """One statistic of `rows(which)` per setting, of one role or of each; none where there are no rows."""
+        if which not in self._sides:
+            self._sides[which] = list(self._cut(self.rows(which)[0]))
+        return [combine(*(stats.on(mask, of(rows)) for mask, rows in sides))
+                for setting_role, *sides in self._sides[which] if role in (None, setting_role)]
+
+    def _cut(self, rows: pd.DataFrame) -> Iterator[tuple[str, _Side, _Side]]:
+        """(role, side that is on, side that is off) of each setting, once for all effects."""
+        for setting in groups(rows, ["setting"]) if len(rows) else ():
+            on, off = (setting & (rows[self.arm] == value).to_numpy() for value in (self.on, self.off))
+            sides = rows[on], rows[off]
+            if "problem_id" in rows and set(sides[0].problem_id) != set(sides[1].problem_id):
+                raise AsuError(f"{self.on} and {self.off} were asked different problems",
+                               "compare runs over the same problems")
+            yield sides[0].role.iloc[0], (on, sides[0]), (off, sides[1])
 
     def _both(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The rows of settings that have both arms, with `setting`, which is equal on both sides."""
@@ -290,7 +301,7 @@ def _changes(effect: Effect, pairs: _Pairs, role: str | None = None
              ) -> tuple[pd.DataFrame, stats.Statistic | None, str]:
     """(rows, the effect over all settings, note); no statistic where there is nothing to make it from."""
     rows, note = pairs.rows(effect.rows)
-    parts = pairs.parts(rows, effect.of, stats.difference if effect.how == "difference" else stats.ratio, role)
+    parts = pairs.parts(effect.rows, effect.of, stats.difference if effect.how == "difference" else stats.ratio, role)
     return rows, _combined(effect, parts) if parts else None, note
 
 
@@ -342,6 +353,6 @@ def _row(effect: Effect, pairs: _Pairs, found: Estimate, note: str) -> dict | No
         return None
     rows, _ = pairs.rows(effect.rows)
     off, on = (_value(_combined(effect, parts), rows) if (parts := pairs.parts(
-        rows, effect.of, lambda on, off, wanted=wanted: (off, on)[wanted])) else np.nan for wanted in (0, 1))
+        effect.rows, effect.of, lambda on, off, wanted=wanted: (off, on)[wanted])) else np.nan for wanted in (0, 1))
     return {"arm": named(pairs.on, pairs.arm), "metric": effect.name, "how": effect.how, "off": off, "on": on,
             **found.as_dict(), "note": note or ("" if found.known else "no such tokens")}

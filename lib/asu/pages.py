@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jinja2
-import nbformat
 import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
@@ -19,6 +19,9 @@ from asu import columns, style
 from asu.errors import AsuError
 from asu.metrics import METRICS
 from asu.stats import Estimate
+
+if TYPE_CHECKING:  # importing it compiles a grammar for seconds, which no notebook's kernel needs
+    import nbformat
 
 TEMPLATES = Path(__file__).parent / "templates"
 MARKS = {"supported": "●", "undecided": "◆", "not supported": "✕"}
@@ -209,8 +212,10 @@ def notebook_body(notebook: Path, answer: str = "") -> str:
     return opening + end + answer + rest
 
 
-def read(notebook: Path) -> nbformat.NotebookNode:
+def read(notebook: Path) -> "nbformat.NotebookNode":
     """A notebook file, or an AsuError that names it."""
+    import nbformat
+
     try:
         return nbformat.read(notebook, as_version=4)
     except (OSError, ValueError, nbformat.ValidationError) as error:
@@ -218,7 +223,7 @@ def read(notebook: Path) -> nbformat.NotebookNode:
                        f"restore it: git checkout {notebook}") from error
 
 
-def headline(notebook: nbformat.NotebookNode) -> tuple[str, str]:
+def headline(notebook: "nbformat.NotebookNode") -> tuple[str, str]:
     """(title, first paragraph) of a notebook's opening prose, without markup."""
     opening = next((cell.source for cell in notebook.cells if cell.cell_type == "markdown"), "")
     title, _, rest = opening.strip().partition("\n")

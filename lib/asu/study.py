@@ -61,14 +61,14 @@ def _specs(axes: dict) -> list[RunSpec]:
         for field in _BY_TASK:
             if isinstance(chosen.get(field), dict):
                 chosen[field] = _of_task(chosen[field], chosen["task"], field)
+        known = models.CATALOGUE.get(chosen["model"])
         if chosen.get("lengths"):
-            known = models.CATALOGUE.get(chosen["model"])
             chosen["lengths"] = chosen["lengths"].format(model=known and known.lengths or chosen["model"],
                                                          task=chosen["task"])
         data = {field: chosen[field] for field in _PLAIN if field in chosen}
         data["options"] = {field: chosen[field] for field in _OPTIONS if field in chosen}
-        if "tensor_parallel" not in chosen and chosen["model"] in models.CATALOGUE:
-            data["options"]["tensor_parallel"] = models.get(chosen["model"]).gpus
+        if chosen.get("tensor_parallel") is None:
+            data["options"]["tensor_parallel"] = known.gpus if known else 1
         data["sampling"] = {field: chosen[field] for field in _SAMPLING if field in chosen}
         found.append(parse(data, f"study of {chosen['model']} on {chosen['task']}"))
     return list(dict.fromkeys(found))

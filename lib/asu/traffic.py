@@ -248,6 +248,14 @@ ARMS = {CONTROL: 0, "weights": "bf16", "kv_cache": "bf16", "prefix_caching": Fal
 JUDGED = ["ttft", "ttfvt", "e2e", "tbt_thinking"]  # throughput is set by the arrivals in an open loop
 
 
+def capacity(steady: pd.DataFrame | None) -> Estimate:
+    """Requests that the engine finishes with as many in flight as a steady load gives it [1/s]; unknown without one."""
+    if steady is None:
+        return Estimate(np.nan, unit="1/s")
+    first = metrics.intervals(["rps"], ["trial"], requests=steady).iloc[0]
+    return Estimate.of(first.drop(["trial", "metric"]).to_dict())
+
+
 def effects_by_load(requests: pd.DataFrame, **options) -> pd.DataFrame:
     """What each option in the frame changes under each load: the rows of `effects.table` with load, option and judged.
 
@@ -271,13 +279,15 @@ def effects_by_load(requests: pd.DataFrame, **options) -> pd.DataFrame:
     return found.assign(judged=np.select([found.hi < 1, found.lo > 1], ["better", "worse"], "undecided"))
 
 
-def verdicts(table: pd.DataFrame, bursts: str) -> pd.DataFrame:
-    """The verdicts of `effects_by_load` side by side: one row per role, option and metric.
+def verdicts(table: pd.DataFrame | None, bursts: str) -> pd.DataFrame:
+    """The verdicts of `effects_by_load` side by side: one row per role, option and metric; none without a table.
 
     Columns: role, option, arm, metric, steady, under_bursts (verdicts), kept: True, False, or NA where one of the two
     is undecided, which neither confirms nor contradicts the other.
     """
     keys = ["role", "option", "arm", "metric"]
+    if table is None:
+        return pd.DataFrame(columns=[*keys, "steady", "under_bursts", "kept"])
     table = table[table.option != CONTROL]
     sides = [table[(table.load == bursts) == side].set_index(keys).judged for side in (False, True)]
     both = pd.concat(sides, axis=1, keys=["steady", "under_bursts"], join="inner").reset_index()

@@ -124,10 +124,11 @@ def guidance(numbers: Mapping[str, Estimate | Mapping | float]) -> str:
     """One sentence for who sizes a service; needs 10.knee and 10.capacity beside the measured numbers."""
     knee, capacity, tail, kept = (Estimate.of(numbers.get(f"10.{name}")) for name in (
         "knee", "capacity", "burst_ttfvt_p99", "verdicts_kept"))
-    if np.isfinite(knee.value) and capacity.known:
-        plan = (f"Admit at most {knee.value:.3g} requests per second to this engine, "
-                f"{knee.value / capacity.value:.0%} of the {capacity.value:.3g} it finishes with as many in flight as "
-                "it takes, if 95 % of users are to be served in time")
+    if np.isfinite(knee.value):
+        share = (f"{knee.value / capacity.value:.0%} of the {capacity.value:.3g} it finishes with as many in flight as "
+                 "it takes, " if capacity.known else "")
+        plan = (f"Admit at most {knee.value:.3g} requests per second to this engine, {share}"
+                "if 95 % of users are to be served in time")
     else:
         plan = "Measure goodput at more rates before admitting traffic: the knee lies outside those measured here"
     if tail.has_interval and tail.lo > 1:
@@ -138,6 +139,8 @@ def guidance(numbers: Mapping[str, Estimate | Mapping | float]) -> str:
         bursts = "how much longer bursts make the slowest percent wait is not decided by runs this short"
     if kept.has_interval and kept.lo > 0.5:
         options = "optimisations may be chosen under a steady load"
+    elif not kept.known:
+        options = "no optimisation was judged under both loads"
     else:
         options = "choose optimisations under the traffic they are meant for, since steady load does not vouch for it"
     return f"{plan}; {bursts}; {options}. (One machine, one model, about a minute of traffic per rate at most.)"
