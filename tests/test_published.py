@@ -10,9 +10,9 @@ from asu import paths, profiles, records
 
 PUBLISHED = sorted(folder for folder in paths.PUBLISHED.glob("*") if folder.is_dir())
 RUNS = sorted(done.parent for folder in PUBLISHED for done in folder.glob("*/DONE"))
-RENDERED = {"h200": ["h200", "h200-mini"], "h200-smoke": ["h200-smoke"]}  # profiles by the records they read
-LIMIT_BYTES = 8 << 20  # of one set of records in the repository
-GAUGE_S = {"vllm": 1.0, "lmdeploy": 10.0}  # a run shorter than this may end before the engine refreshes its gauges
+RENDERED = {"h200": ["h200", "h200-mini", "h200-sglang", "h200-70b"]}  # profiles by the records they read
+LIMIT_BYTES = 15 << 20  # of one set of records in the repository
+GAUGE_S = {"vllm": 1.0, "lmdeploy": 10.0, "sglang": 10.0}  # a run shorter than this may end before the engine refreshes its gauges
 
 
 @pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)

@@ -287,7 +287,7 @@ def _words(task: str) -> dict[str, int]:
 
 
 def published(records: str, **labels) -> Study:
-    """The runs in data/runs/<records> with these labels: published("h200-smoke", engine="lmdeploy")."""
+    """The runs in data/runs/<records> with these labels: published("h200", engine="lmdeploy")."""
     everything = Study.of([], records=records)
     return Study.of([spec for spec, _ in everything.store.history()], records=records).where(**labels)
 

@@ -5,7 +5,7 @@ axis labels and the column page all read that registry. Times are seconds on the
 0..1, tokens the engine's own counts. What was not recorded is NaN, never 0.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -627,8 +627,9 @@ def _censored(r: pd.DataFrame) -> stats.Statistic:
 
 
 def asu(requests: pd.DataFrame, events: pd.DataFrame | None = None, by: Sequence[str] = ("run",), *,
-        engine: pd.DataFrame | None = None, host: pd.DataFrame | None = None) -> pd.DataFrame:
-    """The ASU table: one row per group of `by`, its columns `by` and then METRICS.
+        engine: pd.DataFrame | None = None, host: pd.DataFrame | None = None,
+        names: Collection[str] = METRICS.keys()) -> pd.DataFrame:
+    """The ASU table: one row per group of `by`, its columns `by` and then METRICS, or those of them in `names`.
 
     A metric whose frame is not given has no column. Duration, batches and the engine's and host's figures belong to
     whole runs, so `by` should not cut a run in two; AsuError where a frame lacks a column of `by`.
@@ -639,7 +640,7 @@ def asu(requests: pd.DataFrame, events: pd.DataFrame | None = None, by: Sequence
     given |= {"gaps"} if events is not None else set()
     given |= {"samples", "engine"} if engine is not None else set()
     given |= {"host"} if host is not None else set()
-    chosen = [m for m in METRICS.values() if m.needs in given]
+    chosen = [m for m in METRICS.values() if m.needs in given and m.name in names]
     engines, hosts = _by_label(engine, by), _by_label(host, by)
     rows = []
     for label, part in _parts(derive(requests), by):

