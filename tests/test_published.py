@@ -12,7 +12,8 @@ PUBLISHED = sorted(folder for folder in paths.PUBLISHED.glob("*") if folder.is_d
 RUNS = sorted(done.parent for folder in PUBLISHED for done in folder.glob("*/DONE"))
 RENDERED = {"h200": ["h200", "h200-mini", "h200-sglang", "h200-70b"]}  # profiles by the records they read
 LIMIT_BYTES = 15 << 20  # of one set of records in the repository
-GAUGE_S = {"vllm": 1.0, "lmdeploy": 10.0, "sglang": 10.0}  # a run shorter than this may end before the engine refreshes its gauges
+# A run shorter than this may end before the engine refreshes its gauges.
+GAUGE_S = {"vllm": 1.0, "lmdeploy": 10.0, "sglang": 10.0}
 
 
 @pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)

@@ -458,7 +458,8 @@ def test_another_profile_is_published_beside_the_embedded_one_and_told_in_the_re
         (report.folder() / "index.html").write_text("")
         assert report.publish(name) == house / "figures" / ("" if name == "embedded" else name)
     found = report.beside(report.BESIDE)
-    assert list(found.claim) == ["F1.heavy"] and found.label[0] == report.BESIDE["h200"]["others"], "the first that measured it"
+    assert list(found.claim) == ["F1.heavy"]
+    assert found.label[0] == report.BESIDE["h200"]["others"], "the first that measured it"
     assert "| ● supported | ● 8.00 [7.00, 9.00] × (7B shapes) |" in report.readme_table()
     assert report.readme_table().count("|  |\n") == len(claims.CLAIMS) - 1, "empty where it was not measured there"
 
