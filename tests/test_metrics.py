@@ -82,6 +82,7 @@ def test_gaps_do_not_cross_requests_runs_or_failures(requests):
 
 def test_the_asu_table_by_hand(requests):
     row = metrics.asu(requests, by=["run"]).iloc[0]
+    assert list(metrics.asu(requests, names=["tps"])) == ["run", "tps"]
     assert (row.n, row.accuracy) == (3, 0.5)
     assert [row[o] for o in ("correct", "wrong", "cut_off", "unparsed", "failed")] == pytest.approx(
         [1 / 3, 0, 1 / 3, 0, 1 / 3])

@@ -50,6 +50,13 @@ def test_values_by_task():
         Study(models="mini-4m-think", tasks=["a", "b"], problems={"a": 3})
 
 
+@pytest.mark.parametrize("asked, ranks", [({}, [1, 4]), ({"tensor_parallel": None}, [1, 4]),
+                                          ({"tensor_parallel": 2}, [2, 2])])
+def test_a_model_is_spread_over_as_many_gpus_as_its_entry_says_or_the_study(asked, ranks):
+    study = Study(models=["r1-qwen-7b", "r1-llama-70b"], task="math500", random_weights=True, **asked)
+    assert [spec.options.tensor_parallel for spec in study.specs] == ranks
+
+
 def test_lengths_are_named_by_model_and_task():
     made = Study(models="r1-qwen-7b", tasks="gsm8k", lengths="{model}-{task}", random_weights=True)
     assert made.specs[0].lengths == "r1-qwen-7b-gsm8k"

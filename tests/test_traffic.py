@@ -194,6 +194,14 @@ def test_undecided_verdicts_neither_confirm_nor_contradict():
         traffic.verdicts(table[:1], "gamma4cv4")
 
 
+def test_without_options_there_are_no_verdicts_and_without_a_steady_load_no_capacity():
+    none = traffic.verdicts(None, "gamma4cv4")
+    assert none.empty and not workload.verdicts_kept(none).known
+    assert not traffic.capacity(None).known
+    steady = requests(np.arange(40.0), 1.0, name="closed32")
+    assert traffic.capacity(steady).value == pytest.approx(1.0, rel=0.1)
+
+
 @pytest.mark.parametrize("kept, verdict, reason", [
     ([[True] * 4, [None] * 4, [None] * 4, [None] * 4], "undecided", "fewer than two options"),
     ([[True, True, None, None], [True, None, None, None], [None] * 4, [None] * 4], "undecided", "a part"),
@@ -247,7 +255,9 @@ def test_guidance_follows_the_numbers(measured, knee, capacity, says):
     assert "under a steady load;" not in words
     calm = measured | {"10.burst_ttfvt_p99": Estimate(0.8, 0.5, 1.0), "10.verdicts_kept": Estimate(0.4, 0.2, 0.6)}
     assert "did not lengthen" in workload.guidance(calm) and "does not vouch" in workload.guidance(calm)
-    assert "not decided" in workload.guidance({})
+    assert "not decided" in workload.guidance({}) and "no optimisation was judged" in workload.guidance({})
+    alone = workload.guidance(measured | {"10.knee": Estimate(4.0, 3.0, 5.0), "10.capacity": Estimate(np.nan)})
+    assert "at most 4 requests per second to this engine, if 95 %" in alone
 
 
 def test_every_figure_draws_what_it_is_given():
