@@ -248,3 +248,9 @@ def test_greedy_texts_are_the_same_with_a_draft_model(tmp_path):
     assert len(compared) == 4 and compared.changed.sum() == 0
     kept = speculation.positions(study.engine()).kept
     assert len(kept) == 4 and kept.is_monotonic_decreasing and kept.iloc[0] > 0.5
+
+
+def test_guidance_says_where_drafting_never_pays():
+    sizes = pd.DataFrame({"load": ["closed1", "closed64"]})
+    text = speculation.guidance({"09.crossing_draft": Estimate(1.0, 1.0, 1.0)}, sizes)
+    assert "a small draft model pays with no number in flight that was measured" in text and "crossing" not in text

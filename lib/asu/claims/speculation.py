@@ -320,7 +320,9 @@ def guidance(numbers: Mapping[str, Estimate], sizes: pd.DataFrame) -> str:
         time, crossed, *ends = (Estimate.of(numbers.get(f"09.{name}")) for name in (
             f"time_ratio_{wanted}", f"crossing_{wanted}", f"speedup_{wanted}_smallest", f"speedup_{wanted}_largest"))
         parts = _at_ends(ends, [int(at_once.min()), int(at_once.max())])
-        if crossed.known:
+        if crossed.known and crossed.value <= at_once.min():
+            parts.append("pays with no number in flight that was measured")
+        elif crossed.known:
             crossings = True
             parts.append(f"stops paying at about {crossed.value:.0f} in flight")
         if time.known:

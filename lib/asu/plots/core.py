@@ -111,7 +111,8 @@ def paper_handle(label: str = "paper (7B)") -> Line2D:
 def from_zero(axes: Iterable[Axes]) -> None:
     """Start the value axes at zero; after all panels are drawn, for a set limit ends the scaling of shared axes."""
     for ax in axes:
-        ax.set_ylim(bottom=0)
+        low, high = ax.get_ylim()
+        ax.set_ylim(0, high + 0.05 * max(low, 0))  # the margin of the longer axis
 
 
 def legend(figure: Figure, handles: list, columns: int = 4) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator, ScalarFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator, ScalarFormatter
 
 from asu import style
 from asu.plots.core import from_zero, legend, need, share_axis
@@ -75,6 +75,7 @@ def _by_level(ax, levels: pd.DataFrame) -> None:
         rows, look = rows.sort_values("level"), _method(label)
         ax.plot(rows.level, rows.value, color=look.colour, marker=look.marker, linestyle=look.dash)
         ax.fill_between(rows.level, rows.lo, rows.hi, color=look.colour, alpha=0.2, linewidth=0)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("level of the problem")
     ax.set_ylabel("tokens per step, thinking [tok]")
 
@@ -95,7 +96,7 @@ def speedup_by_batch(speedups: pd.DataFrame, *, crossings: dict[str, float] | No
                 label=f"{look.label} ({label})")
         ax.fill_between(rows.at_once, rows.lo, rows.hi, color=look.colour, alpha=0.2, linewidth=0)
         at = (crossings or {}).get(label, np.nan)
-        if np.isfinite(at):
+        if np.isfinite(at) and at > rows.at_once.min():  # else there is nothing to cross
             ax.plot(at, 1, "X", color=look.colour, markersize=9, markeredgecolor="white")
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_locator(FixedLocator(sorted(set(speedups.at_once))))
