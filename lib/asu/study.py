@@ -5,6 +5,7 @@ import functools
 import hashlib
 import itertools
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -298,7 +299,8 @@ def env_inputs(env: dict) -> dict:
     found, machine = env["inputs"], env["inputs"]["machine"]
     git = env["sessions"][-1]["git"]
     revision = (git["revision"] or "unknown")[:8] + ("+" if git["dirty"] else "")
-    where = ", ".join(dict.fromkeys(machine["gpus"])) or f"{machine['cpu']}, {machine['cores']} cores"
+    gpus = [name if count == 1 else f"{count} × {name}" for name, count in Counter(machine["gpus"]).items()]
+    where = ", ".join(gpus) or f"{machine['cpu']}, {machine['cores']} cores"
     return {"engine": f"{found['engine']} {found['engine_version']}", "machine": where,
             "weights_digest": found["weights"][:12], "revision": revision}
 
