@@ -1,7 +1,7 @@
 """What runs of large models cost: GPU memory from their shapes, GPU-hours from the rates of published runs.
 
-Decoding moves every weight and every request's KV cache once a step. A model that was not measured is given the rate of
-one that was, by the bytes a step of each moves; so are several GPUs, each of which moves its part.
+Decoding moves every weight and every request's KV cache once a step. A run that was not made is given the rate of the one
+most like it, of its own size where one is, by the bytes a step of each moves; so are several GPUs, each moving its part.
 """
 
 import functools
@@ -97,6 +97,11 @@ def _in_flight(spec: RunSpec) -> int:
     return getattr(spec.load, named) if named else spec.options.max_requests
 
 
+def _pressure(spec: RunSpec) -> float:
+    """What makes two runs of one kind of load alike: arrivals per second, else requests at once."""
+    return spec.load.rate if spec.load.kind == "gamma" and spec.load.rate else _in_flight(spec)
+
+
 def _step_bytes(spec: RunSpec, tokens: float) -> float:
     """Bytes that one decode step of a run moves, per request in flight, with requests half way through on average."""
     held, at_once = tokens / 2, _in_flight(spec)
@@ -110,7 +115,9 @@ def seconds(spec: RunSpec) -> float:
     def distance(rate: Rate) -> tuple:
         other = rate.spec
         return (other.engine != spec.engine, models.get(other.model).thinks != models.get(spec.model).thinks,
-                other.load.kind != spec.load.kind, abs(np.log(_in_flight(other) / _in_flight(spec))),
+                bool(other.options.speculation) != bool(spec.options.speculation),
+                other.load.kind != spec.load.kind, models.get(other.model).size != models.get(spec.model).size,
+                abs(np.log(_pressure(other) / _pressure(spec))),
                 other.options.weights != spec.options.weights, other.options.kv_cache != spec.options.kv_cache,
                 -(other.options.kv_pool_tokens or 0), -other.sampling.budget)
 
@@ -118,9 +125,9 @@ def seconds(spec: RunSpec) -> float:
         raise AsuError(f"no published run of a large model in {paths.PUBLISHED}", "restore it: git checkout data/runs")
     near = min(measured(), key=distance)
     tokens = float(np.minimum(recorded(spec.model, spec.task)[1], spec.sampling.budget).mean())
-    rate = near.tokens_per_s * _step_bytes(near.spec, near.tokens) / _step_bytes(spec, tokens)
-    count = (spec.problems or PROBLEMS_UNKNOWN) * spec.repeats
-    return count * tokens / rate / spec.options.tensor_parallel
+    share = _step_bytes(near.spec, near.tokens) / _step_bytes(spec, tokens)
+    rate = near.tokens_per_s * share * spec.options.tensor_parallel / near.spec.options.tensor_parallel
+    return (spec.problems or PROBLEMS_UNKNOWN) * spec.repeats * tokens / rate
 
 
 def table(specs: list[RunSpec]) -> pd.DataFrame:
