@@ -1,7 +1,8 @@
 """What runs of large models cost: GPU memory from their shapes, GPU-hours from the rates of published runs.
 
-Decoding moves every weight and every request's KV cache once a step. A run that was not made is given the rate of the one
-most like it, of its own size where one is, by the bytes a step of each moves; so are several GPUs, each moving its part.
+Decoding moves every weight and every request's KV cache once a step. A run that was not made is given the rate of the
+one most like it, of its own size where one is, by the bytes a step of each moves; so are several GPUs, each moving its
+part.
 """
 
 import functools
