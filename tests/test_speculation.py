@@ -188,7 +188,7 @@ def test_figures_have_their_panels():
     empty = speculation.positions(labelled([{"run": "r", "t_s": 0.0, "speculation": "ngram4"}]))
     figure = plots.acceptance(empty, phases, levels.query("phase == 'thinking'"))
     assert len(figure.axes) == 3 and "not counted" in figure.axes[0].texts[0].get_text()
-    faster = speculation.speedups(requests, n_boot=50)
+    faster = speculation.speedups(requests, requests, n_boot=50)
     assert plots.speedup_by_batch(faster, crossings={"ngram4": 3.0}).axes[0].get_xlabel() == "requests in flight"
     assert len(plots.throughput_two_ways(speculation.two_ways(requests, events, n_boot=50)).axes) == 1
 
@@ -222,7 +222,7 @@ def test_guidance_follows_the_numbers():
                "09.speedup_ngram_largest": Estimate(0.8, 0.7, 0.9, "×"),
                "09.time_ratio_draft": Estimate(1.5, 1.4, 1.6), "09.crossing_draft": Estimate(np.nan)}
     text = speculation.guidance(numbers, sizes)
-    assert "saves 50%" in text and "about 20 in flight" in text and "costs 50% more" in text
+    assert "saves 50%" in text and "about 20 [10, 30] in flight" in text and "costs 50% more" in text
     assert "is faster with 1 in flight (2.00 [1.90, 2.10] × as fast)" in text and "is slower with 64 in flight" in text
     assert text.endswith("switch it off beyond the crossing.")
     assert "nothing is advised" in speculation.guidance({}, sizes)

@@ -94,6 +94,16 @@ def test_unknown_names_stop_a_study_before_anything_starts(axes, problem, store)
     assert not servers.started
 
 
+@pytest.mark.parametrize("text, problem", [("t_s\n1\n", "holds 1 arrivals"), ("t_s\n2\n1\n3\n", "not ascending")])
+def test_a_bad_trace_stops_a_study_before_anything_starts(text, problem, toys, store, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "TRACES", tmp_path)
+    (tmp_path / "bad.csv").write_text(text)
+    servers = Servers()
+    with pytest.raises(AsuError, match=problem):
+        Study(**AXES | {"loads": {"kind": "trace", "name": "bad"}}, store=store).run(Silent(), server=servers)
+    assert not servers.started
+
+
 def test_union_keeps_order_and_drops_duplicates(store):
     a, b = Study(**AXES, store=store), Study(**AXES | {"budgets": [128, 256]}, store=store)
     assert (a + b).specs == a.specs + [s for s in b.specs if s.sampling.budget == 256] and len(a + a) == len(a)
@@ -217,19 +227,19 @@ def test_a_missing_run_names_the_command_and_the_time(toys, store):
 
 def test_published_records_are_matched_by_spec_alone(done, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "PUBLISHED", tmp_path / "published")
-    shutil.copytree(done.store.root, tmp_path / "published" / "h200-smoke")
+    shutil.copytree(done.store.root, tmp_path / "published" / "some-records")
     monkeypatch.setattr(runs, "inputs", lambda spec: pytest.fail("inputs are not asked for"))
-    read = Study(**AXES, kv_pool_tokens=8192, records="h200-smoke")
+    read = Study(**AXES, kv_pool_tokens=8192, records="some-records")
     servers = Servers()
     assert len(read.run(server=servers).requests()) == 16 and read.plan().done.all() and not servers.started
-    monkeypatch.setenv("ASU_RECORDS", "h200-smoke")
+    monkeypatch.setenv("ASU_RECORDS", "some-records")
     assert Study(**AXES, kv_pool_tokens=8192).requests().equals(read.requests())
-    with pytest.raises(AsuError, match="no complete run in records h200-smoke") as error:
+    with pytest.raises(AsuError, match="no complete run in records some-records") as error:
         Study(**AXES, kv_pool_tokens=1024).run(server=servers)
     assert "unset ASU_RECORDS" in error.value.remedy
     with pytest.raises(AsuError, match="no published records 'h100'") as error:
         Study(**AXES, records="h100")
-    assert "h200-smoke" in error.value.remedy
+    assert "some-records" in error.value.remedy
 
 
 def test_a_plan_says_what_blocks_a_run(store):

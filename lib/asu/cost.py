@@ -1,8 +1,8 @@
 """What runs of large models cost: GPU memory from their shapes, GPU-hours from the rates of published runs.
 
 Decoding moves every weight and every request's KV cache once a step. A run that was not made is given the rate of the
-one most like it, of its own size where one is, by the bytes a step of each moves; so are several GPUs, each moving its
-part.
+one most like it (by engine, role, speculation, load and size, in this order), by the bytes a step of each moves; so are
+several GPUs, each moving its part.
 """
 
 import functools
@@ -98,9 +98,14 @@ def _in_flight(spec: RunSpec) -> int:
     return getattr(spec.load, named) if named else spec.options.max_requests
 
 
+def _open(spec: RunSpec) -> bool:
+    """Whether requests come by themselves, Gamma or recorded arrivals."""
+    return spec.load.kind in ("gamma", "trace")
+
+
 def _pressure(spec: RunSpec) -> float:
-    """What makes two runs of one kind of load alike: arrivals per second, else requests at once."""
-    return spec.load.rate if spec.load.kind == "gamma" and spec.load.rate else _in_flight(spec)
+    """What makes two runs of one kind of load alike: nominal arrivals per second, else requests at once."""
+    return getattr(spec.load, "rate", 1.0) if _open(spec) else _in_flight(spec)
 
 
 def _step_bytes(spec: RunSpec, tokens: float) -> float:
@@ -117,8 +122,9 @@ def seconds(spec: RunSpec) -> float:
         other = rate.spec
         return (other.engine != spec.engine, models.get(other.model).thinks != models.get(spec.model).thinks,
                 bool(other.options.speculation) != bool(spec.options.speculation),
-                other.load.kind != spec.load.kind, models.get(other.model).size != models.get(spec.model).size,
-                abs(np.log(_pressure(other) / _pressure(spec))),
+                _open(other) != _open(spec), other.load.kind != spec.load.kind,
+                models.get(other.model).size != models.get(spec.model).size,
+                abs(np.log(_pressure(other) / _pressure(spec))) if _open(other) == _open(spec) else 0.0,
                 other.options.weights != spec.options.weights, other.options.kv_cache != spec.options.kv_cache,
                 -(other.options.kv_pool_tokens or 0), -other.sampling.budget)
 
@@ -128,7 +134,8 @@ def seconds(spec: RunSpec) -> float:
     tokens = float(np.minimum(recorded(spec.model, spec.task)[1], spec.sampling.budget).mean())
     share = _step_bytes(near.spec, near.tokens) / _step_bytes(spec, tokens)
     rate = near.tokens_per_s * share * spec.options.tensor_parallel / near.spec.options.tensor_parallel
-    return (spec.problems or PROBLEMS_UNKNOWN) * spec.repeats * tokens / rate
+    count = (spec.problems or PROBLEMS_UNKNOWN) * spec.repeats
+    return max(count * tokens / rate, count / spec.load.rate if spec.load.kind == "gamma" else 0.0)
 
 
 def table(specs: list[RunSpec]) -> pd.DataFrame:

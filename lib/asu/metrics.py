@@ -636,6 +636,8 @@ def asu(requests: pd.DataFrame, events: pd.DataFrame | None = None, by: Sequence
     """
     by = list(by)
     _need(by, requests=requests, engine=engine, host=host)
+    if unknown := set(names) - set(METRICS):
+        raise AsuError(f"there is no metric {', '.join(sorted(unknown))}", f"use some of: {', '.join(METRICS)}")
     given = {"requests", "batches"}
     given |= {"gaps"} if events is not None else set()
     given |= {"samples", "engine"} if engine is not None else set()

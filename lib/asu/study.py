@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from asu import engines, models, paths, runs
+from asu import engines, load, models, paths, runs
 from asu.engines import base
 from asu.engines.server import Server
 from asu.errors import AsuError
@@ -193,7 +193,8 @@ class Study:
             raise self._missing(missing)
         for spec in missing:
             _check(spec)
-            runs.requests(spec)  # an error in the problems or lengths shows now, not after a server's start
+            # An error in problems, lengths or arrivals shows now, not after a server's start.
+            load.due_times(spec.load, len(runs.requests(spec)), spec.seed)
         progress = progress or Progress()
         history, groups = self.store.history(), self.groups(missing)
         progress.study_started([estimate_s(spec, history) for group in groups for spec in group],

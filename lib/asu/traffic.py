@@ -36,7 +36,7 @@ def closest_seed(cvs: Sequence[float], n: int, among: int = 60) -> int:
     def distance(seed: int) -> float:
         drawn = [arrivals(load.due_times(Gamma(rate=1.0, cv=cv), n, seed)) for cv in cvs]
         return max(abs(np.log(got / asked)) for cv, (rate, spread) in zip(cvs, drawn, strict=True)
-                   for got, asked in ((rate, 1.0), (spread, cv)))
+                   for got, asked in ((rate, 1.0), (spread, cv)) if asked)
 
     return min(range(among), key=distance)
 
@@ -246,14 +246,6 @@ def work(requests: pd.DataFrame) -> float:
 CONTROL = "trial"  # the runs with everything off, made again
 ARMS = {CONTROL: 0, "weights": "bf16", "kv_cache": "bf16", "prefix_caching": False, "speculation": "none"}  # off values
 JUDGED = ["ttft", "ttfvt", "e2e", "tbt_thinking"]  # throughput is set by the arrivals in an open loop
-
-
-def capacity(steady: pd.DataFrame | None) -> Estimate:
-    """Requests that the engine finishes with as many in flight as a steady load gives it [1/s]; unknown without one."""
-    if steady is None:
-        return Estimate(np.nan, unit="1/s")
-    first = metrics.intervals(["rps"], ["trial"], requests=steady).iloc[0]
-    return Estimate.of(first.drop(["trial", "metric"]).to_dict())
 
 
 def effects_by_load(requests: pd.DataFrame, **options) -> pd.DataFrame:

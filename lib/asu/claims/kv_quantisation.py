@@ -112,16 +112,16 @@ def slip_ratio(requests: pd.DataFrame, **options) -> Estimate:
     return drift.slip_ratio(checked, "kv_cache", formats(r)[0], OFF, **options) if len(checked) else Estimate(np.nan)
 
 
-@number("07.pressed_tps_ratio", "×", "pressed")
-def pressed_tps_ratio(pressed: pd.DataFrame, **options) -> Estimate:
+@number("07.pressed_tps_ratio", "×", "pressed", "requests")
+def pressed_tps_ratio(pressed: pd.DataFrame, requests: pd.DataFrame, **options) -> Estimate:
     """Throughput with the quantised format over that without, in a pool of the same bytes that is too small."""
-    return _effect(pressed.assign(kv_pool_tokens=pd.NA), "tps", **options)
+    return _effect(pressed.assign(kv_pool_tokens=pd.NA), "tps", control=requests, **options)
 
 
-@number("07.pressed_ttft_ratio", "×", "pressed")
-def pressed_ttft_ratio(pressed: pd.DataFrame, **options) -> Estimate:
+@number("07.pressed_ttft_ratio", "×", "pressed", "requests")
+def pressed_ttft_ratio(pressed: pd.DataFrame, requests: pd.DataFrame, **options) -> Estimate:
     """TTFT with the quantised format over that without, in a pool of the same bytes that is too small."""
-    return _effect(pressed.assign(kv_pool_tokens=pd.NA), "ttft", **options)
+    return _effect(pressed.assign(kv_pool_tokens=pd.NA), "ttft", control=requests, **options)
 
 
 @number("07.gap_growth", "×", "tokens")

@@ -6,6 +6,7 @@ resampled problems.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -100,32 +101,38 @@ def event_check(requests: pd.DataFrame, events: pd.DataFrame, engine: pd.DataFra
     return found.assign(events_per_step=found.events / found.steps)
 
 
-def rates(requests: pd.DataFrame, engine: pd.DataFrame, **options) -> pd.DataFrame:
+def rates(requests: pd.DataFrame, engine: pd.DataFrame, control: pd.DataFrame, **options) -> pd.DataFrame:
     """What drafts of each length are worth: a row per speculation of one model and set.
 
     Columns: speculation, kept [share of drafted tokens] and tokens_per_step by the engine's counters, speed_up (time
-    per request off / on) as an Estimate.
+    per request off / on) as an Estimate; control: requests whose runs made again tell the machine's changes of pace.
     """
     rows = []
     for label, part in engine[engine.speculation != OFF].groupby("speculation", sort=False):
         drafted, kept = metrics.counted(part, "spec_drafted"), metrics.counted(part, "spec_accepted")
         tokens = requests[requests.speculation == label].output_tokens.sum()
-        pair = _sized(requests[requests.speculation.isin([OFF, label])]).reset_index(drop=True)
         rows.append({"speculation": label, "kept": kept / drafted if drafted else np.nan,
                      "tokens_per_step": tokens / (tokens - kept),
-                     "speed_up": over_problems(pair, _speedup(pair, label), unit="×", **options)})
+                     "speed_up": _faster(requests, label, control, **options)})
     return pd.DataFrame(rows)
 
 
-def speedups(requests: pd.DataFrame, **options) -> pd.DataFrame:
-    """Time per request off over on, by batch size: speculation, at_once, value, lo, hi, unit, n; above 1 is faster."""
-    r, rows = _sized(requests), []
-    for label in [x for x in r.speculation.unique() if x != OFF]:
-        for size in sorted(r.at_once.unique()):
-            part = r[(r.at_once == size) & r.speculation.isin([OFF, label])].reset_index(drop=True)
-            found = over_problems(part, _speedup(part, label), unit="×", **options)
-            rows.append({"speculation": label, "at_once": size} | found.as_dict())
+def speedups(requests: pd.DataFrame, control: pd.DataFrame, **options) -> pd.DataFrame:
+    """Time per request off over on, by batch size: speculation, at_once, value, lo, hi, unit, n; above 1 is faster.
+
+    control: requests whose runs made again tell the machine's changes of pace.
+    """
+    at_once, rows = load_size(requests.load), []
+    for label in [x for x in requests.speculation.unique() if x != OFF]:
+        rows += [{"speculation": label, "at_once": size} | _faster(
+            requests[at_once == size], label, control, **options).as_dict() for size in sorted(at_once.unique())]
     return pd.DataFrame(rows)
+
+
+def _faster(requests: pd.DataFrame, on: str, control: pd.DataFrame, **options) -> Estimate:
+    """Time per request off over on, over all settings."""
+    took = effects.estimate(requests, "time_per_request", arm="speculation", on=on, off=OFF, control=control, **options)
+    return replace(took, value=1 / took.value, lo=1 / took.hi, hi=1 / took.lo)
 
 
 def two_ways(requests: pd.DataFrame, events: pd.DataFrame, **options) -> pd.DataFrame:
@@ -212,11 +219,11 @@ def _enter_effects() -> None:
         number(f"09.crossing_{wanted}", "requests", "sizes")(crossed)
 
         for end, pick in (("smallest", min), ("largest", max)):
-            def at(sizes, _wanted=wanted, _pick=pick, **options):
-                return _speedup_at(sizes, _wanted, _pick, **options)
+            def at(sizes, requests, _wanted=wanted, _pick=pick, **options):
+                return _speedup_at(sizes, requests, _wanted, _pick, **options)
 
             at.__doc__ = f"Speed-up by {wanted} speculation at the {end} batch size."
-            number(f"09.speedup_{wanted}_{end}", "×", "sizes")(at)
+            number(f"09.speedup_{wanted}_{end}", "×", "sizes", "requests")(at)
 
 
 def _texts_changed(requests: pd.DataFrame, wanted: str, **options) -> Estimate:
@@ -245,17 +252,9 @@ def _phase_difference(requests: pd.DataFrame, events: pd.DataFrame, wanted: str,
 def role_ratio(requests: pd.DataFrame, **options) -> Estimate:
     """Time per request with ngram speculation over without, RLLM over LLM: below 1, reasoning profits more."""
     on = _on(requests, "ngram")
-    r = requests[requests.error.isna() & (requests.trial == 0)].reset_index(drop=True)
-    r = r.assign(share_s=metrics.time_shares(r))
-    r = r[r.speculation.isin([OFF, on]) & r.groupby(["size", "task"]).role.transform("nunique").eq(2)]
-    r = r.reset_index(drop=True)
-    sides = []
-    for role in ("RLLM", "LLM"):
-        mask = (r.role == role).to_numpy()
-        if on is None or not mask.any():
-            return Estimate(np.nan)
-        sides.append(stats.on(mask, _speedup(r[mask], on)))
-    return over_problems(r, stats.ratio(sides[1], sides[0]), **options)
+    if on is None:
+        return Estimate(np.nan)
+    return effects.special(requests, "time_per_request", arm="speculation", on=on, off=OFF, **options)
 
 
 def crossing(sizes: pd.DataFrame, wanted: str, **options) -> Estimate:
@@ -299,11 +298,9 @@ def _from_where(x: np.ndarray, gains: np.ndarray) -> np.ndarray:
     return found
 
 
-def _speedup_at(sizes: pd.DataFrame, wanted: str, pick, **options) -> Estimate:
-    on = _on(sizes, wanted)
-    r = _sized(sizes)
-    r = r[(r.at_once == pick(r.at_once)) & r.speculation.isin([OFF, on])].reset_index(drop=True)
-    return Estimate(np.nan) if on is None else over_problems(r, _speedup(r, on), **options)
+def _speedup_at(sizes: pd.DataFrame, requests: pd.DataFrame, wanted: str, pick, **options) -> Estimate:
+    on, at_once = _on(sizes, wanted), load_size(sizes.load)
+    return Estimate(np.nan) if on is None else _faster(sizes[at_once == pick(at_once)], on, requests, **options)
 
 
 _enter_effects()
@@ -322,9 +319,9 @@ def guidance(numbers: Mapping[str, Estimate], sizes: pd.DataFrame) -> str:
         parts = _at_ends(ends, [int(at_once.min()), int(at_once.max())])
         if crossed.known and crossed.value <= at_once.min():
             parts.append("pays with no number in flight that was measured")
-        elif crossed.known:
+        elif crossed.known and Range(lo=1).verdict(ends[1])[0] == "not supported":
             crossings = True
-            parts.append(f"stops paying at about {crossed.value:.0f} in flight")
+            parts.append(f"stops paying at about {crossed.value:.0f} [{crossed.lo:.0f}, {crossed.hi:.0f}] in flight")
         if time.known:
             does = {"supported": f"saves {1 - time.value:.0%} of the time per request",
                     "not supported": f"costs {time.value - 1:.0%} more time per request",

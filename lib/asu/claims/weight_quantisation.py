@@ -110,10 +110,10 @@ def _claims() -> list[Claim]:
 CLAIMS = _claims()
 
 
-def levels(requests: pd.DataFrame, **options) -> pd.DataFrame:
-    """Accuracy by level of difficulty, set, size, role and weights; empty where nothing is graded."""
+def levels(requests: pd.DataFrame, arm: str = "weights", **options) -> pd.DataFrame:
+    """Accuracy by level of difficulty, set, size, role and number format; empty where nothing is graded."""
     graded = requests[(requests.trial == 0) & requests.outcome.notna()]
-    return metrics.intervals(["accuracy"], ["task", "pair", "role", "weights", "level"], requests=graded, **options)
+    return metrics.intervals(["accuracy"], ["task", "pair", "role", arm, "level"], requests=graded, **options)
 
 
 def guidance(numbers: Mapping[str, Estimate | Mapping | float]) -> str:

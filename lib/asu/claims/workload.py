@@ -17,6 +17,7 @@ from asu.claims.core import MATERIAL_RATIO, SILENT, Claim, Range, number
 from asu.claims.paper import paper
 from asu.contrast import over_blocks
 from asu.errors import AsuError
+from asu.metrics import SLO
 from asu.stats import Estimate
 
 
@@ -120,15 +121,15 @@ def verdicts_kept(verdicts: pd.DataFrame, **options) -> Estimate:
     return stats.bootstrap(stats.mean(decided.kept.astype(float)), decided.option, bounds=(0, 1), **options)
 
 
-def guidance(numbers: Mapping[str, Estimate | Mapping | float]) -> str:
-    """One sentence for who sizes a service; needs 10.knee and 10.capacity beside the measured numbers."""
-    knee, capacity, tail, kept = (Estimate.of(numbers.get(f"10.{name}")) for name in (
-        "knee", "capacity", "burst_ttfvt_p99", "verdicts_kept"))
+def guidance(numbers: Mapping[str, Estimate | Mapping | float], slo: SLO) -> str:
+    """One sentence for who sizes a service; needs 10.knee, for this SLO, beside the measured numbers."""
+    knee, tail, kept = (Estimate.of(numbers.get(f"10.{name}")) for name in (
+        "knee", "burst_ttfvt_p99", "verdicts_kept"))
     if np.isfinite(knee.value):
-        share = (f"{knee.value / capacity.value:.0%} of the {capacity.value:.3g} it finishes with as many in flight as "
-                 "it takes, " if capacity.known else "")
-        plan = (f"Admit at most {knee.value:.3g} requests per second to this engine, {share}"
-                "if 95 % of users are to be served in time")
+        between = f" [{knee.lo:.3g}, {knee.hi:.3g}]" if knee.has_interval else ""
+        plan = (f"With this engine and pool admit at most {knee.value:.3g}{between} requests per second, arriving by "
+                f"chance, if 95 % of users are to see a token within {slo.ttfvt_s:g} s and then one each "
+                f"{slo.tbt_s:g} s")
     else:
         plan = "Measure goodput at more rates before admitting traffic: the knee lies outside those measured here"
     if tail.has_interval and tail.lo > 1:
@@ -139,8 +140,8 @@ def guidance(numbers: Mapping[str, Estimate | Mapping | float]) -> str:
         bursts = "how much longer bursts make the slowest percent wait is not decided by runs this short"
     if kept.has_interval and kept.lo > 0.5:
         options = "optimisations may be chosen under a steady load"
-    elif not kept.known:
-        options = "no optimisation was judged under both loads"
+    elif not kept.has_interval:
+        options = "whether optimisations may be chosen under a steady load these runs cannot tell"
     else:
         options = "choose optimisations under the traffic they are meant for, since steady load does not vouch for it"
     return f"{plan}; {bursts}; {options}. (One machine, one model, about a minute of traffic per rate at most.)"

@@ -79,7 +79,7 @@ def waits(by_rate: pd.DataFrame, by_cv: pd.DataFrame) -> Figure:
     axes[-1, 0].set_xlabel("requests offered [1/s]")
     axes[-1, 1].set_xlabel("CV of the gaps, as asked for")
     cvs = sorted(set(by_cv["x"]))
-    axes[-1, 1].set_xscale("log", base=2)
+    axes[-1, 1].set_xscale("log" if cvs[0] > 0 else "linear", **({"base": 2} if cvs[0] > 0 else {}))
     axes[-1, 1].set_xticks(cvs, [f"{cv:g}" for cv in cvs])
     axes[-1, 1].minorticks_off()
     handles = [Line2D([], [], color=colour, marker=marker, linestyle=dash, label=label)
@@ -155,12 +155,13 @@ def goodput(good: pd.DataFrame, knee: Estimate) -> Figure:
 def effects_by_load(table: pd.DataFrame, names: dict[str, str]) -> Figure:
     """What each option changes, on over off, under each load: a panel per wait, a row per role and option.
 
-    table: of `traffic.effects_by_load`; names: load label -> what it is called.
+    table: of `traffic.effects_by_load`, with the temperature of the runs; names: load label -> what it is called.
     """
-    need(table, ["role", "option", "arm", "metric", "load", "value", "lo", "hi"], "effects_by_load")
+    need(table, ["role", "option", "arm", "metric", "load", "temperature", "value", "lo", "hi"], "effects_by_load")
     waits = [name for name in EFFECTS if name in set(table["metric"])]
+    again = ", temperature " + table["temperature"].map("{:g}".format)
     table = table.assign(word=table["role"] + ", " + table["option"].replace("trial", "all off").str.replace("_", " ")
-                         + "\n" + table["arm"])
+                         + "\n" + table["arm"] + again.where(table["option"] == "trial", ""))
     rows = list(dict.fromkeys(table["word"]))
     figure = Figure(figsize=(style.WIDTH, 0.5 * len(rows) + 1.4), layout="constrained")
     loads = [load for load in names if load in set(table["load"])]
