@@ -121,6 +121,11 @@ def test_runs_share_servers_and_are_made_once(toys, store):
     assert len(servers.started) == 2 and servers.requests == 16
 
 
+def test_runs_made_again_come_last_on_servers_of_their_own(store):
+    groups = Study(**AXES | {"budgets": 64}, trials=[0, 1], store=store).groups()
+    assert [{spec.trial for spec in group} for group in groups] == [{0}, {0}, {1}, {1}]
+
+
 def test_the_cheapest_group_comes_first(store):
     groups = Study(**AXES, store=store).groups()
     assert [group[0].model for group in groups] == ["mini-4m-direct", "mini-4m-think"]

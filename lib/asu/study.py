@@ -147,12 +147,17 @@ class Study:
         return {spec: self.store.find(spec, runs.inputs(spec)) for spec in self.specs}
 
     def groups(self, specs: Iterable[RunSpec] | None = None) -> list[Group]:
-        """Specs that share a server together; the cheapest group first, so that a mistake shows early."""
+        """Specs that share a server together; the cheapest group first, so that a mistake shows early.
+
+        Runs made again (trial 1 and up) come last, on servers of their own: by what they differ from the first ones a
+        comparison is told apart from a server's start and from the machine's drift over the whole study.
+        """
         history = self.store.history()
-        by_server: dict[str, Group] = {}
+        by_server: dict[tuple[bool, str], Group] = {}
         for spec in self.specs if specs is None else specs:
-            by_server.setdefault(spec.server_key, []).append(spec)
-        return sorted(by_server.values(), key=lambda group: sum(estimate_s(spec, history) for spec in group))
+            by_server.setdefault((spec.trial > 0, spec.server_key), []).append(spec)
+        return sorted(by_server.values(), key=lambda group: (
+            group[0].trial > 0, sum(estimate_s(spec, history) for spec in group)))
 
     def plan(self) -> pd.DataFrame:
         """One row per run: what it is, which server it shares, whether it is done, and how long it should take [s].
