@@ -27,7 +27,7 @@ def requests(due, takes, *, name="gamma4cv1", role="RLLM", run=None, visible=0.8
         "batch": -1, "due_s": due, "sent_s": due + 0.001, "first_s": due + 0.1 * takes, "error": None,
         "visible_s": due + visible * takes, "last_s": due + takes, "end_s": due + takes, "server_queue_s": 0.05 * takes,
         "prompt_tokens": 60, "output_tokens": 101, "thinking_tokens": 81, "answer_tokens": 20, "event_tokens": 101,
-        "outcome": None, "finish_reason": "stop"}).assign(**labels)
+        "outcome": None, "finish_reason": "stop", "temperature": 0.6}).assign(**labels)
 
 
 def engine(role="RLLM", use=0.9, waiting=2.0, run="a", n=60):
@@ -212,7 +212,8 @@ def test_options_not_their_waits_decide_whether_verdicts_hold_under_bursts(kept,
     numbers = {"10.verdicts_kept": workload.verdicts_kept(both, **FEW)}
     row = claims.decide(numbers).set_index("claim").loc["load.options"]
     assert row.verdict == verdict and reason in row.reason
-    assert ("may be chosen under a steady load" in workload.guidance(numbers)) == (verdict == "supported")
+    words = workload.guidance(numbers, SLO(2.0, 0.1))
+    assert ("; optimisations may be chosen under a steady load" in words) == (verdict == "supported")
 
 
 def test_the_first_claim_does_not_divide_by_an_idle_twin():
@@ -270,7 +271,7 @@ def test_every_figure_draws_what_it_is_given():
     good = traffic.goodput(r, SLO(2.0, 1.0), **FEW).assign(arm="RLLM")
     for knee in (Estimate(2.0, 1.0, np.inf), Estimate(np.inf), Estimate(np.nan)):
         assert plots.goodput(good, knee).axes[0].get_ylabel() == "served in time\n[% of the offered]"
-    table = traffic.effects_by_load(option("gamma4cv4", 0.5, weights="w8a8"), **FEW).assign(temperature=0.6)
+    table = traffic.effects_by_load(option("gamma4cv4", 0.5, weights="w8a8"), **FEW)
     figure = plots.effects_by_load(table, {"gamma4cv4": "bursts"})
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()][0].startswith("RLLM, all off")
     with pytest.raises(AsuError, match="figure goodput"):

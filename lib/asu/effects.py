@@ -106,19 +106,20 @@ def named(on, arm: str) -> str:
 
 def table(requests: pd.DataFrame, *, engine: pd.DataFrame | None = None, arm: str, off,
           by: Sequence[str] = ("pair", "size", "role"), metrics: Iterable[str] | None = None,
-          events: pd.DataFrame | None = None, **options) -> pd.DataFrame:
+          events: pd.DataFrame | None = None, control: pd.DataFrame | None = None, **options) -> pd.DataFrame:
     """Every effect of every value of `arm` against `off`: one row per group of `by`, value and metric.
 
     Columns: `by`, arm (the value that is on, as `named`), metric, how, off, on (the two values, mean over sets and
     sizes, geometric for ratios), value, lo, hi, unit (of the effect), n (what was resampled), note (what is missing
     and why). A group without grades has no row for accuracy. Effects on KV use need `engine`, one on energy a column
     energy_j (of `metrics.energy_shares`); with `events`, times between tokens come from the stream's events, which
-    matters where one event brings several tokens.
+    matters where one event brings several tokens. control: requests whose runs made again tell the machine's changes of
+    pace, where those of `requests` are few.
     options: those of `stats.bootstrap`. AsuError where a run with the option on has none with it off to stand beside.
     """
     by, wanted = list(by), [EFFECTS[name] for name in _wanted(metrics, requests, engine)]
     _check(requests, arm, off, by)
-    apart, rows = _apart(requests, engine, events, arm, off), []
+    apart, rows = _apart(requests if control is None else control, engine, events, arm, off), []
     for key, part in requests.groupby(by, sort=False, dropna=False) if by else [((), requests)]:
         label = dict(zip(by, key, strict=True))
         for on in part.loc[part[arm] != off, arm].drop_duplicates():

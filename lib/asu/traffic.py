@@ -249,22 +249,26 @@ JUDGED = ["ttft", "ttfvt", "e2e", "tbt_thinking"]  # throughput is set by the ar
 
 
 def effects_by_load(requests: pd.DataFrame, **options) -> pd.DataFrame:
-    """What each option in the frame changes under each load: the rows of `effects.table` with load, option and judged.
+    """What each option changes under each load, by temperature: `effects.table` with load, temperature, option, judged.
 
-    judged: "better", "worse" or "undecided", by whether the interval of the ratio lies below 1, above, or on it. Where
-    the runs with everything off were made again (trial 1), they are an option of their own, the control, and widen the
-    others' intervals by the machine's pace. Pools of one load count as equal: a quantised cache may have more tokens in
-    the same bytes. One temperature at a time: runs do not tell theirs.
+    judged: "better", "worse" or "undecided", by whether the interval of the ratio lies below 1, above, or on it. The
+    runs with everything off made again (trial 1) are an option of their own, the control; those of all loads and
+    temperatures widen the others' intervals by the machine's pace. Pools of one load count as equal: a quantised cache
+    may have more tokens in the same bytes.
     """
-    parts = []
     requests = requests.assign(kv_pool_tokens=requests.groupby("load").kv_pool_tokens.transform("min"))
-    for label, part in requests.groupby("load", sort=False):
-        for arm, off in ARMS.items():
-            if (part[arm] != off).any():
+    off = requests[np.logical_and.reduce([requests[arm] == value for arm, value in ARMS.items() if arm != CONTROL])]
+    # The load stands for the temperature as well, which labels do not tell and which only equal runs may share.
+    control = off.assign(load=off.load + " " + off.temperature.astype(str))
+    parts = []
+    for (temperature, label), part in requests.groupby(["temperature", "load"], sort=False):
+        for arm, value in ARMS.items():
+            if (part[arm] != value).any():
                 others = [other for other in ARMS if other not in (arm, CONTROL)]
                 plain = part[np.logical_and.reduce([part[other] == ARMS[other] for other in others])]
-                parts.append(effects.table(plain, arm=arm, off=off, metrics=JUDGED, **options).assign(
-                    load=label, option=arm))
+                parts.append(effects.table(
+                    plain, arm=arm, off=value, metrics=JUDGED, control=control, **options).assign(
+                        load=label, temperature=temperature, option=arm))
     if not parts:
         raise AsuError("no run has an option switched on", f"add runs with one of: {', '.join(ARMS)}")
     found = pd.concat(parts, ignore_index=True)

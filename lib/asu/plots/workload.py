@@ -192,7 +192,8 @@ def _ratio_ticks(ax: Axes, rows: pd.DataFrame) -> None:
     ends = np.array([1.0, *rows["lo"], *rows["hi"], *rows["value"]])
     low, high = (float(f(ends[np.isfinite(ends) & (ends > 0)])) for f in (np.min, np.max))
     apart = high / low
-    round_ones = ([1 / 64, 1 / 8, 1, 8, 64] if apart > 30 else [1 / 16, 0.25, 0.5, 1, 2, 4, 16] if apart > 4
+    round_ones = ([1e-3, 1, 1e3] if apart > 1000
+                  else [1 / 64, 1 / 8, 1, 8, 64] if apart > 30 else [1 / 16, 0.25, 0.5, 1, 2, 4, 16] if apart > 4
                   else [0.25, 0.5, 0.7, 1, 1.4, 2, 4])
     ax.set_xlim(low / 1.15, high * 1.15)
     ax.set_xticks([tick for tick in round_ones if low / 1.15 <= tick <= high * 1.15])
