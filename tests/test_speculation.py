@@ -238,19 +238,22 @@ def test_guidance_names_no_crossing_that_was_not_found():
     assert "crossing" not in text and "no effect on time per request that is certain" in text
 
 
-@pytest.mark.engine
-def test_greedy_texts_are_the_same_with_a_draft_model(tmp_path):
-    study = Study(model="mini-4m-think", task="mini-medium", problems=4, budget=256, context=1024, max_requests=8,
-                  kv_pool_tokens=4096, temperature=0.0, load={"kind": "closed", "concurrency": 4},
-                  speculations=[None, DRAFT.model_dump()], store=Store(tmp_path)).run()
-    requests, events = study.requests(), study.events()
-    compared = agreement.compare(requests, events, {"speculation": "none"}, {"speculation": "draft4"}, "draft")
-    assert len(compared) == 4 and compared.changed.sum() == 0
-    kept = speculation.positions(study.engine()).kept
-    assert len(kept) == 4 and kept.is_monotonic_decreasing and kept.iloc[0] > 0.5
-
-
 def test_guidance_says_where_drafting_never_pays():
     sizes = pd.DataFrame({"load": ["closed1", "closed64"]})
     text = speculation.guidance({"09.crossing_draft": Estimate(1.0, 1.0, 1.0)}, sizes)
     assert "a small draft model pays with no number in flight that was measured" in text and "crossing" not in text
+
+
+@pytest.mark.engine
+def test_greedy_texts_are_the_same_with_either_speculation(tmp_path):
+    ngram = Speculation(method="ngram", tokens=4)
+    study = Study(model="mini-4m-think", task="mini-medium", problems=4, budget=256, context=1024, max_requests=8,
+                  kv_pool_tokens=4096, temperature=0.0, load={"kind": "closed", "concurrency": 4},
+                  speculations=[None, DRAFT.model_dump(), ngram.model_dump()], store=Store(tmp_path)).run()
+    requests, events = study.requests(), study.events()
+    for label in ("draft4", "ngram4"):
+        compared = agreement.compare(requests, events, {"speculation": "none"}, {"speculation": label}, label)
+        assert len(compared) == 4 and compared.changed.sum() == 0
+    kept = speculation.positions(study.engine()).set_index("method").kept
+    assert all(len(kept[method]) == 4 and kept[method].is_monotonic_decreasing for method in ("draft", "ngram"))
+    assert kept["draft"].iloc[0] > 0.5
