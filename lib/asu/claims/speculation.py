@@ -152,10 +152,6 @@ def _per_step(rows: pd.DataFrame, phase: str) -> stats.Statistic:
     return stats.ratio_of_sums(rows[f"{phase}_tokens"], rows[f"{phase}_events"])
 
 
-def _sized(requests: pd.DataFrame) -> pd.DataFrame:
-    return requests.assign(at_once=load_size(requests.load), share_s=metrics.time_shares(requests))
-
-
 def _speedup(rows: pd.DataFrame, label: str) -> stats.Statistic:
     """Off over on; the runs of every setting in `rows` have both."""
     return stats.geometric_mean(contrast(rows, "speculation", OFF, label, lambda part: stats.mean(part.share_s),
@@ -266,7 +262,7 @@ def crossing(sizes: pd.DataFrame, wanted: str, **options) -> Estimate:
     on = _on(sizes, wanted)
     if on is None:
         return Estimate(np.nan)
-    r = _sized(sizes)
+    r = sizes.assign(at_once=load_size(sizes.load), share_s=metrics.time_shares(sizes))
     r = r[r.speculation.isin([OFF, on])].reset_index(drop=True)
     at = np.sort(r.at_once.unique())
     parts = []

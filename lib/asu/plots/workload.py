@@ -79,7 +79,8 @@ def waits(by_rate: pd.DataFrame, by_cv: pd.DataFrame) -> Figure:
     axes[-1, 0].set_xlabel("requests offered [1/s]")
     axes[-1, 1].set_xlabel("CV of the gaps, as asked for")
     cvs = sorted(set(by_cv["x"]))
-    axes[-1, 1].set_xscale("log" if cvs[0] > 0 else "linear", **({"base": 2} if cvs[0] > 0 else {}))
+    if cvs[0] > 0:
+        axes[-1, 1].set_xscale("log", base=2)
     axes[-1, 1].set_xticks(cvs, [f"{cv:g}" for cv in cvs])
     axes[-1, 1].minorticks_off()
     handles = [Line2D([], [], color=colour, marker=marker, linestyle=dash, label=label)
