@@ -2,14 +2,15 @@
 
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
-from asu import models, paths, runs
+from asu import models, paths, runs, workload
 from asu.specs import EngineOptions, RunSpec, Sampling
 
 FILES = sorted(paths.LENGTHS.glob("*.csv"))
 COLUMNS = ["problem_id", "repeat", "output_tokens", "thinking_tokens", "prompt_tokens", "level", "difficulty"]
-LICENCES = {"A": "MIT", "B": "Apache-2.0", "C": "MIT", "D": "MIT"}
+LICENCES = {"A": "MIT", "B": "Apache-2.0", "C": "MIT", "D": "MIT", "E": "MIT"}
 
 
 def test_there_are_lengths_for_a_pair():
@@ -34,7 +35,7 @@ def test_every_file_is_attributed(file):
     named = re.sub(r"^(mini-4m-\w+)-mini-\w+", r"\1-*set*", file.stem) + ".csv"
     row = re.search(rf"^\| .*{re.escape(named)}.* \| .+ \| (\w) \| ([\w.-]+) \|$", text, re.MULTILINE)
     assert row and LICENCES[row[1]] == row[2]
-    source = r"this study: " if row[1] == "D" else r"\S+/\S+, commit [0-9a-f]{7,}"
+    source = r"this study: " if row[1] in "DE" else r"\S+/\S+, commit [0-9a-f]{7,}"
     assert re.search(rf"^- \*\*{row[1]}\*\* {source}", text, re.MULTILINE)
 
 
@@ -54,3 +55,12 @@ def test_reasoning_models_are_recorded_as_the_longer():
     mean = {file.stem: pd.read_csv(file).output_tokens.mean() for file in FILES}
     assert mean["r1-qwen-7b-math500-level5"] > 5 * mean["qwen2.5-math-7b-math500-level5"]
     assert mean["r1-qwen-7b-aime24"] > 2 * mean["r1-qwen-7b-math500"]
+
+
+def test_drawn_lengths_are_what_their_law_gives(tmp_path):
+    for file in workload.draw_lengths(tmp_path):
+        assert file.read_text() == (paths.LENGTHS / file.name).read_text()
+        mean, spread, *_ = workload.LAWS[file.stem]
+        drawn = pd.read_csv(file).output_tokens
+        assert drawn.mean() == pytest.approx(mean, rel=0.02)
+        assert np.log(drawn).std() == pytest.approx(spread, rel=0.05)

@@ -31,7 +31,7 @@ CHAT = ("{% for m in messages %}{{ ('<|user|>' if m.role == 'user' else '<|assis
         "{% if m.role == 'assistant' %}<|end|>{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>{% endif %}")
 SPACE, NEWLINE = "Ġ", "Ċ"  # how byte-level vocabularies write these two
-# scheme -> (format of compressed-tensors, weights, activations); other schemes an engine makes of bf16 while loading.
+# scheme -> (format of compressed-tensors, weights, activations).
 _GROUPS, _CHANNEL = dict(strategy="group", group_size=128), dict(strategy="channel", symmetric=True)
 FORMATS = {
     "w4a16": ("pack-quantized", dict(num_bits=4, type="int", symmetric=True, **_GROUPS), None),
@@ -39,6 +39,7 @@ FORMATS = {
              dict(num_bits=8, type="int", symmetric=True, strategy="token", dynamic=True)),
     "awq": ("pack-quantized", dict(num_bits=4, type="int", symmetric=False, **_GROUPS), None),
 }
+SCHEMES = (*FORMATS, "modelopt_fp8")  # others an engine makes of bf16 while loading
 
 
 def digest(model: Model, scheme: str = "bf16") -> str:
@@ -46,7 +47,7 @@ def digest(model: Model, scheme: str = "bf16") -> str:
     recipe = {"shape": _shape(model), "thinks": model.thinks, "version": VERSION, "seed": SEED}
     if model.shape is None:
         recipe["tokenizer"] = digests.of_file(model.folder / "tokenizer.json")
-    if scheme in FORMATS:
+    if scheme in SCHEMES:
         recipe["quantization"] = quantization(scheme)
     return "random:" + hashlib.sha256(canonical(recipe).encode()).hexdigest()
 
@@ -54,7 +55,7 @@ def digest(model: Model, scheme: str = "bf16") -> str:
 def folder(model: Model, scheme: str = "bf16") -> Path:
     """Folder with config.json and tokenizer of the model's shape, made on first use; weights are not in it.
 
-    Under a scheme of FORMATS the config says that the weights are so quantised, and an engine makes them up like that.
+    Under one of SCHEMES the config says that the weights are so quantised, and an engine makes them up like that.
     """
     made = paths.RUNS / "shapes" / f"{model.name}-{digest(model, scheme).removeprefix('random:')[:8]}"
     if not made.is_dir():
@@ -95,7 +96,12 @@ def tokenizer(vocabulary: int, marks: tuple[str, ...]) -> Tokenizer:
 
 
 def quantization(scheme: str) -> dict:
-    """quantization_config of a checkpoint as llmcompressor writes it for one of FORMATS."""
+    """quantization_config of a checkpoint as its tool writes it for one of SCHEMES: llmcompressor, Model Optimizer."""
+    if scheme == "modelopt_fp8":
+        eight_bit = {"dynamic": False, "num_bits": 8, "type": "float"}
+        group = {"targets": ["Linear"], "weights": eight_bit, "input_activations": eight_bit}
+        return {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["lm_head", "model.embed_tokens"],
+                "kv_cache_scheme": eight_bit, "config_groups": {"group_0": group}}
     form, weights, activations = FORMATS[scheme]
     group = {"targets": ["Linear"], "weights": {"dynamic": False, **weights}, "input_activations": activations,
              "output_activations": None}
@@ -120,7 +126,7 @@ def _shape(model: Model) -> dict:
 
 def _write(model: Model, scheme: str, where: Path) -> None:
     shape = _shape(model)
-    quantised = {"quantization_config": quantization(scheme)} if scheme in FORMATS else {}
+    quantised = {"quantization_config": quantization(scheme)} if scheme in SCHEMES else {}
     if model.shape is None:  # a miniature: its vocabulary is too small for the tokenizer below
         _json(where / "config.json", {**shape, **quantised})
         for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):

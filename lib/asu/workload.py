@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from asu import models, paths, shapes, tasks
 from asu.errors import AsuError
@@ -13,6 +14,13 @@ from asu.specs import RunSpec
 
 PREFIX_VERSION = 1  # of the recipe below; raise it when the words before the problems change
 RECORDED = ["problem_id", "repeat", "output_tokens", "thinking_tokens", "prompt_tokens", "level", "difficulty"]
+# Sets of which only means and spreads may be published: (mean output [tok], standard deviation of its logarithm, most
+# output [tok], thinking share, mean prompt [tok], problems). Sources in data/lengths/README.md.
+LAWS = {
+    "r1-qwen-7b-gsm8k": (1601, 0.694, 32768, 0.842, 99, 100),
+    "r1-qwen-7b-gpqa": (8625, 0.710, 32768, 0.923, 200, 100),
+    "qwen2.5-math-7b-aime24": (1016, 0.434, 3072, 0.0, 109, 30),
+}
 TEMPLATE_TOKENS = 64  # the part that all requests share under `template`; common system prompts are about as long
 
 
@@ -121,6 +129,25 @@ def record_lengths(requests: pd.DataFrame, folder: Path | None = None) -> list[P
             raise AsuError(f"{part.run.nunique()} runs of {model} on {task}", "record one run of each: study.where(…)")
         written.append((folder or paths.LENGTHS) / f"{model}-{task}.csv")
         part[RECORDED].to_csv(written[-1], index=False)
+    return written
+
+
+def draw_lengths(folder: Path | None = None, seed: int = 0) -> list[Path]:
+    """Write lengths of LAWS, drawn and not recorded, as data/lengths/<model>-<task>.csv; the files.
+
+    The n problems take the n middle quantiles of a lognormal law, in an order drawn with `seed`, so that a few problems
+    already have its mean and spread.
+    """
+    written = []
+    for name, (mean, spread, most, share, prompt, count) in LAWS.items():
+        quantiles = stats.norm.ppf((np.arange(count) + 0.5) / count)
+        output = np.exp(np.log(mean) - spread**2 / 2 + spread * np.random.default_rng(seed).permutation(quantiles))
+        output = np.minimum(output.round(), most).astype(int)
+        frame = pd.DataFrame({"problem_id": [f"drawn-{i:02d}" for i in range(count)], "repeat": 0,
+                              "output_tokens": output, "thinking_tokens": (output * share).round().astype(int),
+                              "prompt_tokens": prompt, "level": None, "difficulty": None}, columns=RECORDED)
+        written.append((folder or paths.LENGTHS) / f"{name}.csv")
+        frame.to_csv(written[-1], index=False)
     return written
 
 

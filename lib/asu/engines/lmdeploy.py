@@ -45,7 +45,7 @@ class LMDeploy(base.Engine):
         base.check_context(model, source, options.context)
         if options.weights not in WEIGHTS:
             raise base.refuse("LMDeploy", "weights", options.weights, WEIGHTS)
-        if options.random_weights and options.weights in shapes.FORMATS:
+        if options.random_weights and options.weights in shapes.SCHEMES:
             raise base.refuse("LMDeploy with random weights", "weights", options.weights, ["bf16"],
                               "it wants them in files, and quantised ones come from real weights alone")
         quantised = Path(source).is_dir() and "quantization_config" in base.config(source)
