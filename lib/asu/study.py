@@ -21,7 +21,7 @@ from asu.specs import EngineOptions, RunSpec, canonical, parse
 _OPTIONS = tuple(EngineOptions.model_fields)
 _SAMPLING = ("temperature", "top_p", "budget", "logprobs")
 _PLAIN = ("engine", "model", "task", "load", "problems", "repeats", "seed", "lengths", "trial", "prefix")
-_BY_TASK = ("problems", "repeats", "budget")
+_BY_TASK = ("problems", "repeats", "budget", "lengths")
 
 START_S = {True: 10.0, False: 60.0}  # a server's start: of a miniature, of a large model
 # Where nothing like it was measured yet: seconds a request takes at the miniature's rate on two cores.
@@ -91,8 +91,8 @@ class Study:
     """Runs by their axes, each a value or a list: `Study(models=[...], tasks=[...], budgets=[256, 1024], seed=7)`.
 
     Axes: engine, model, task, load, problems, repeats, seed, trial, lengths, prefix, budget, temperature, top_p,
-    logprobs, and every field of `specs.EngineOptions`; singular or plural. problems, repeats and budget may be given
-    by task: {"mini-easy": 40}.
+    logprobs, and every field of `specs.EngineOptions`; singular or plural. problems, repeats, budget and lengths may be
+    given by task: {"mini-easy": 40}.
     `records` (or the environment variable ASU_RECORDS) names published records in data/runs to read instead.
     """
 
