@@ -206,7 +206,8 @@ def test_sets_alone_are_as_certain_as_in_the_figure():
         requests[-1][seconds] *= pace
         events[-1]["t_s"] *= pace
     requests, events = (pd.concat(parts, ignore_index=True) for parts in (requests, events))
-    numbers = claims.measure("09", requests=requests, events=events, sizes=requests, n_boot=50)
+    numbers = claims.measure("09", requests=requests, events=events, sizes=requests, n_boot=50,
+                             engine=counters(64.0))
     drawn = speculation.two_ways(requests, events, n_boot=50).set_index(["count", "task"])
     for task in again:
         for count, name in (("tokens", "09.tps_ratio_ngram"), ("stream events", "09.tps_ratio_ngram_chunks")):
@@ -215,8 +216,43 @@ def test_sets_alone_are_as_certain_as_in_the_figure():
             assert told.hi / told.lo < 2, "three runs made again, not one, tell the machine's changes of pace"
 
 
+def counters(kept, label="ngram4", run="ngram4-closed2"):
+    """The engine's counters at the beginning and the end of a run."""
+    return labelled([{"run": run, "session": 0, "t_s": t, "speculation": label, "spec_drafted": 40.0 * (t > 0),
+                      "spec_accepted": kept * (t > 0)} for t in (0.0, 9.0)])
+
+
+def test_a_step_costs_what_it_yields_over_what_it_gains():
+    requests, events = frames(pace_on=0.5)  # 8 texts of 16 tokens; 6 events of half a second in place of 16
+    row, = speculation.rates(requests, counters(kept=64.0), requests, by=["speculation", "task"],
+                             n_boot=50).itertuples()
+    assert (row.task, row.tokens_per_step) == ("mini-easy", 2.0) and row.kept == pytest.approx(1.6)
+    assert row.speed_up.value == pytest.approx(16 / 3) and row.step_cost.value == pytest.approx(2 / (16 / 3))
+    assert row.step_cost.lo <= row.step_cost.value <= row.step_cost.hi
+    numbers = claims.measure("09", requests=requests, events=events, sizes=requests, engine=counters(kept=64.0),
+                             n_boot=50)
+    assert numbers["09.step_cost_ngram"].value == pytest.approx(2 * 3 / 16)
+    assert not numbers["09.step_cost_draft"].known
+    assert plots.speedup_by_yield(speculation.rates(requests, counters(64.0), requests, n_boot=50).assign(varied=True))
+
+
+def test_a_method_is_measured_where_it_was_served():
+    requests = pd.concat([frames()[0], frames(load="closed4")[0].query("speculation == 'none'")], ignore_index=True)
+    faster = speculation.speedups(requests, requests, n_boot=50)
+    assert list(faster.at_once) == [2.0]
+    numbers = claims.measure("09", requests=requests.query("load == 'closed2'"), events=frames()[1], sizes=requests,
+                             engine=counters(64.0), n_boot=50)
+    assert numbers["09.speedup_ngram_largest"].value == pytest.approx(16 / 3)
+
+
+def test_drafts_kept_by_lot_carry_the_mean_in_their_label():
+    assert Speculation(method="draft", tokens=4, draft="r1-qwen-7b", acceptance=2.5).label == "draft4@2.5"
+    found = speculation.method(pd.Series(["draft4@2.5", "ngram8", "none"]))
+    assert list(found.method) == ["draft", "ngram", "none"] and list(found.tokens) == [4, 8, 0]
+
+
 def test_guidance_follows_the_numbers():
-    sizes = pd.DataFrame({"load": ["closed1", "closed64"]})
+    sizes = pd.DataFrame({"load": ["closed1", "closed64"] * 2, "speculation": ["ngram4"] * 2 + ["draft4"] * 2})
     numbers = {"09.time_ratio_ngram": Estimate(0.5, 0.4, 0.6), "09.crossing_ngram": Estimate(20.0, 10, 30),
                "09.speedup_ngram_smallest": Estimate(2.0, 1.9, 2.1, "×"),
                "09.speedup_ngram_largest": Estimate(0.8, 0.7, 0.9, "×"),
@@ -229,7 +265,7 @@ def test_guidance_follows_the_numbers():
 
 
 def test_guidance_names_no_crossing_that_was_not_found():
-    sizes = pd.DataFrame({"load": ["closed1", "closed64"]})
+    sizes = pd.DataFrame({"load": ["closed1", "closed64"] * 2, "speculation": ["ngram4"] * 2 + ["draft4"] * 2})
     numbers = {"09.time_ratio_ngram": Estimate(0.9, 0.8, 1.02, "×"), "09.crossing_ngram": Estimate(np.nan),
                "09.speedup_ngram_smallest": Estimate(1.9, 1.7, 2.1, "×"),
                "09.speedup_ngram_largest": Estimate(1.3, 1.2, 1.4, "×")}
@@ -239,7 +275,7 @@ def test_guidance_names_no_crossing_that_was_not_found():
 
 
 def test_guidance_says_where_drafting_never_pays():
-    sizes = pd.DataFrame({"load": ["closed1", "closed64"]})
+    sizes = pd.DataFrame({"load": ["closed1", "closed64"] * 2, "speculation": ["ngram4"] * 2 + ["draft4"] * 2})
     text = speculation.guidance({"09.crossing_draft": Estimate(1.0, 1.0, 1.0)}, sizes)
     assert "a small draft model pays with no number in flight that was measured" in text and "crossing" not in text
 

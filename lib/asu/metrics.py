@@ -334,7 +334,8 @@ def predicted_kv(requests: pd.DataFrame, events: pd.DataFrame, pool_tokens: int 
     A request holds its prompt and what it has generated, rounded up to blocks of `block` tokens (None: not rounded),
     from its first event to its last token. pool_tokens: None takes the column kv_pool_actual.
     Columns: run, session (where given), t_s, tokens, predicted [share of pool]. It knows nothing of prefixes shared
-    between requests (too high) nor of preempted requests, which hold nothing (too high).
+    between requests (too high) nor of preempted requests, which hold nothing (too high). A row per moment at which
+    blocks are taken or given back.
     """
     keys, per_run = _request_keys(events), _run_keys(events)
     if pool_tokens is None and "kv_pool_actual" not in requests:
@@ -348,7 +349,7 @@ def predicted_kv(requests: pd.DataFrame, events: pd.DataFrame, pool_tokens: int 
     e["change"] = e.groupby(keys, sort=False).held.diff().fillna(e.held)
     out = e.groupby(keys, sort=False).tail(1)
     out = out.assign(t_s=np.maximum(out.t_s, out._stop), change=-out.held)
-    moves = pd.concat([e, out])[[*per_run, "t_s", "change", "_pool"]]
+    moves = pd.concat([e[e.change != 0], out])[[*per_run, "t_s", "change", "_pool"]]  # most tokens open no new block
     moves = moves.groupby([*per_run, "t_s"], as_index=False, dropna=False).agg(change=("change", "sum"),
                                                                               _pool=("_pool", "first"))
     moves["tokens"] = moves.groupby(per_run, dropna=False).change.cumsum() if per_run else moves.change.cumsum()

@@ -78,6 +78,10 @@ class Speculation(Spec):
     draft: str | None = None
     acceptance: float | None = Field(default=None, ge=1)
 
+    @property
+    def label(self) -> str:
+        return f"{self.method}{self.tokens}" + (f"@{self.acceptance:g}" if self.acceptance is not None else "")
+
     @model_validator(mode="after")
     def _draft_named(self):
         if (self.method == "draft") != (self.draft is not None):

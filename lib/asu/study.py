@@ -314,12 +314,12 @@ def env_inputs(env: dict) -> dict:
 def labels(spec: RunSpec) -> dict:
     """The columns a run's frames carry, so that one frame can hold many runs."""
     model, options = models.get(spec.model), spec.options
-    speculation = options.speculation and f"{options.speculation.method}{options.speculation.tokens}"
     return {"engine": spec.engine, "model": spec.model, "pair": model.pair, "size": model.size, "role": model.role,
             "task": spec.task, "load": spec.load.label, "budget": spec.sampling.budget,
             "kv_pool_tokens": pd.NA if options.kv_pool_tokens is None else options.kv_pool_tokens,
             "weights": options.weights, "kv_cache": options.kv_cache, "prefix_caching": options.prefix_caching,
-            "speculation": speculation or "none", "max_requests": options.max_requests, "trial": spec.trial,
+            "speculation": options.speculation.label if options.speculation else "none",
+            "max_requests": options.max_requests, "trial": spec.trial,
             "prefix": spec.prefix.label if spec.prefix else "none", "replay": _replay(spec)}
 
 
@@ -343,7 +343,7 @@ def estimate_s(spec: RunSpec, history: list[tuple[RunSpec, dict]]) -> float:
                 if past.model == spec.model), key=lambda pair: pair[0], default=None)
     if near:
         estimate = count * near[1]["seconds"] / near[1]["requests"]
-    elif cost.large(spec):
+    elif cost.large(spec) and cost.measured():
         estimate = cost.seconds(spec)
     else:
         tokens = min(spec.sampling.budget, _THINKING_TOKENS if models.get(spec.model).thinks else _PLAIN_TOKENS)

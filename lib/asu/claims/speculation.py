@@ -5,7 +5,7 @@ the client sees the same as tokens per stream event, which also tells phase and 
 resampled problems.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -42,8 +42,8 @@ def configurations(model: str, drafts: Mapping[str, str], tokens: Iterable[int],
 
 
 def method(speculation: pd.Series) -> pd.DataFrame:
-    """method and tokens of speculation labels: "ngram4" → ngram, 4; "none" → none, 0."""
-    parts = speculation.str.extract(r"^([a-z]+)(\d*)$")
+    """method and tokens of speculation labels: "ngram4" → ngram, 4; "draft4@2" → draft, 4; "none" → none, 0."""
+    parts = speculation.str.extract(r"^([a-z]+)(\d*)(?:@.*)?$")
     return pd.DataFrame({"method": parts[0], "tokens": pd.to_numeric(parts[1]).fillna(0).astype(int)},
                         index=speculation.index)
 
@@ -101,20 +101,28 @@ def event_check(requests: pd.DataFrame, events: pd.DataFrame, engine: pd.DataFra
     return found.assign(events_per_step=found.events / found.steps)
 
 
-def rates(requests: pd.DataFrame, engine: pd.DataFrame, control: pd.DataFrame, **options) -> pd.DataFrame:
-    """What drafts of each length are worth: a row per speculation of one model and set.
+def rates(requests: pd.DataFrame, engine: pd.DataFrame, control: pd.DataFrame, by: Sequence[str] = ("speculation",),
+          **options) -> pd.DataFrame:
+    """What drafts are worth: a row per combination of `by`, of one model.
 
-    Columns: speculation, kept [share of drafted tokens] and tokens_per_step by the engine's counters, speed_up (time
-    per request off / on) as an Estimate; control: requests whose runs made again tell the machine's changes of pace.
+    Columns: `by`, kept [share of drafted tokens] and tokens_per_step by the engine's counters, speed_up (time per
+    request off / on) and step_cost (how many times as long a step takes as one without drafts: tokens_per_step over
+    speed_up, so that drafting pays where a step yields more tokens than that), both Estimates. control: requests whose
+    runs made again tell the machine's changes of pace.
     """
     rows = []
-    for label, part in engine[engine.speculation != OFF].groupby("speculation", sort=False):
+    for key, part in engine[engine.speculation != OFF].groupby(list(by), sort=False):
+        named = dict(zip(by, key, strict=True))
+        both = requests[requests.speculation.isin([OFF, named["speculation"]])]
+        for label in by:
+            both = both if label == "speculation" else both[both[label] == named[label]]
         drafted, kept = metrics.counted(part, "spec_drafted"), metrics.counted(part, "spec_accepted")
-        tokens = requests[requests.speculation == label].output_tokens.sum()
-        rows.append({"speculation": label, "kept": kept / drafted if drafted else np.nan,
-                     "tokens_per_step": tokens / (tokens - kept),
-                     "speed_up": _faster(requests, label, control, **options)})
-    return pd.DataFrame(rows)
+        tokens = both[both.speculation != OFF].output_tokens.sum()
+        per_step, faster = tokens / (tokens - kept), _faster(both, named["speculation"], control, **options)
+        cost = replace(faster, value=per_step / faster.value, lo=per_step / faster.hi, hi=per_step / faster.lo)
+        rows.append(named | {"kept": kept / drafted if drafted else np.nan, "tokens_per_step": per_step,
+                             "speed_up": faster, "step_cost": cost})
+    return pd.DataFrame(rows, columns=[*by, "kept", "tokens_per_step", "speed_up", "step_cost"])
 
 
 def speedups(requests: pd.DataFrame, control: pd.DataFrame, **options) -> pd.DataFrame:
@@ -125,7 +133,8 @@ def speedups(requests: pd.DataFrame, control: pd.DataFrame, **options) -> pd.Dat
     at_once, rows = load_size(requests.load), []
     for label in [x for x in requests.speculation.unique() if x != OFF]:
         rows += [{"speculation": label, "at_once": size} | _faster(
-            requests[at_once == size], label, control, **options).as_dict() for size in sorted(at_once.unique())]
+            requests[at_once == size], label, control, **options).as_dict()
+                 for size in sorted(at_once[requests.speculation == label].unique())]
     return pd.DataFrame(rows)
 
 
@@ -208,6 +217,12 @@ def _enter_effects() -> None:
         phases.__doc__ = f"Tokens per step with {wanted} speculation, thinking − answer, RLLM."
         number(f"09.step_difference_{wanted}", "tok", "requests", "events")(phases)
 
+        def cost(requests, engine, _wanted=wanted, **options):
+            return _step_cost(requests, engine, _wanted, **options)
+
+        cost.__doc__ = f"How many times as long a step with {wanted} speculation takes: tokens it must yield to pay."
+        number(f"09.step_cost_{wanted}", "×", "requests", "engine")(cost)
+
         def crossed(sizes, _wanted=wanted, **options):
             return crossing(sizes, _wanted, **options)
 
@@ -244,6 +259,21 @@ def _phase_difference(requests: pd.DataFrame, events: pd.DataFrame, wanted: str,
     return over_problems(r, stats.average(parts), **options)
 
 
+def _step_cost(requests: pd.DataFrame, engine: pd.DataFrame, wanted: str, **options) -> Estimate:
+    """Tokens per step by the engine's counters times time per request on / off, geometric means over sets and sizes."""
+    on = _on(of_role(requests, "RLLM"), wanted)
+    if on is None:
+        return Estimate(np.nan)
+    keys, yielded = ["size", "task"], []
+    counters = dict(iter(of_role(engine, "RLLM").query("speculation == @on").groupby(keys)))
+    for key, part in of_role(requests, "RLLM").query("speculation == @on").groupby(keys):
+        tokens = part.output_tokens.sum()
+        kept = metrics.counted(counters[key], "spec_accepted") if key in counters else np.nan
+        yielded.append(tokens / (tokens - kept))
+    took, per_step = _effect(requests, wanted, "time_per_request", **options), np.exp(np.mean(np.log(yielded)))
+    return replace(took, value=took.value * per_step, lo=took.lo * per_step, hi=took.hi * per_step)
+
+
 @number("09.role_ratio_ngram", "×", "requests")
 def role_ratio(requests: pd.DataFrame, **options) -> Estimate:
     """Time per request with ngram speculation over without, RLLM over LLM: below 1, reasoning profits more."""
@@ -264,8 +294,7 @@ def crossing(sizes: pd.DataFrame, wanted: str, **options) -> Estimate:
         return Estimate(np.nan)
     r = sizes.assign(at_once=load_size(sizes.load), share_s=metrics.time_shares(sizes))
     r = r[r.speculation.isin([OFF, on])].reset_index(drop=True)
-    at = np.sort(r.at_once.unique())
-    parts = []
+    at, parts = np.sort(r.at_once[r.speculation == on].unique()), []
     for size in at:
         mask = (r.at_once == size).to_numpy()
         parts.append(stats.on(mask, _speedup(r[mask].reset_index(drop=True), on)))
@@ -296,7 +325,9 @@ def _from_where(x: np.ndarray, gains: np.ndarray) -> np.ndarray:
 
 def _speedup_at(sizes: pd.DataFrame, requests: pd.DataFrame, wanted: str, pick, **options) -> Estimate:
     on, at_once = _on(sizes, wanted), load_size(sizes.load)
-    return Estimate(np.nan) if on is None else _faster(sizes[at_once == pick(at_once)], on, requests, **options)
+    if on is None:
+        return Estimate(np.nan)
+    return _faster(sizes[at_once == pick(at_once[sizes.speculation == on])], on, requests, **options)
 
 
 _enter_effects()
@@ -307,12 +338,12 @@ _enter_effects()
 
 def guidance(numbers: Mapping[str, Estimate], sizes: pd.DataFrame) -> str:
     """One sentence for a serving engineer from the recorded numbers."""
-    at_once = load_size(sizes.load)
     told, crossings = [], False
     for wanted, title in (("ngram", "prompt look-up"), ("draft", "a small draft model")):
         time, crossed, *ends = (Estimate.of(numbers.get(f"09.{name}")) for name in (
             f"time_ratio_{wanted}", f"crossing_{wanted}", f"speedup_{wanted}_smallest", f"speedup_{wanted}_largest"))
-        parts = _at_ends(ends, [int(at_once.min()), int(at_once.max())])
+        at_once = load_size(sizes.load[sizes.speculation.str.startswith(wanted)])
+        parts = [] if at_once.empty else _at_ends(ends, [int(at_once.min()), int(at_once.max())])
         if crossed.known and crossed.value <= at_once.min():
             parts.append("pays with no number in flight that was measured")
         elif crossed.known and Range(lo=1).verdict(ends[1])[0] == "not supported":

@@ -85,7 +85,7 @@ class LMDeploy(base.Engine):
             "--max-batch-size", str(options.max_requests), "--quant-policy", KV_CACHE[options.kv_cache],
             "--cache-block-seq-len", str(BLOCK_TOKENS), "--tp", str(options.tensor_parallel),
             "--log-level", "INFO", "--max-log-len", "0",  # the pool's size is told at INFO only; prompts stay out
-            "--logprobs-mode", "raw_logprobs",  # else it answers requests for them with 400; computed only where asked for
+            "--logprobs-mode", "raw_logprobs",  # else it refuses requests for them; made only for those that ask
         ]
         if not Path(source).is_dir():
             flags += ["--revision", model.revision]

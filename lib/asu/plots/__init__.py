@@ -29,13 +29,13 @@ from asu.plots.pilot import (
     time_vs_difficulty,
 )
 from asu.plots.prefix_caching import break_even, prompt_costs
-from asu.plots.speculation import acceptance, speedup_by_batch, throughput_two_ways
+from asu.plots.speculation import acceptance, speedup_by_batch, speedup_by_yield, throughput_two_ways
 from asu.plots.weight_quantisation import accuracy_by_format, damage_by_length, step_time
 from asu.plots.workload import effects_by_load, goodput, traffic_over_time, waits
 
 __all__ = [
     "acceptance",
-    "speedup_by_batch",
+    "speedup_by_batch", "speedup_by_yield",
     "throughput_two_ways",
     "PAPER_RUNNING",
     "accuracy_by_format",

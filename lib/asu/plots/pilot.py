@@ -313,6 +313,8 @@ def time_vs_difficulty(requests: pd.DataFrame, slopes: pd.DataFrame) -> Figure:
 
 def _short(value: float, lo: float, hi: float) -> str:
     """"+0.28 [0.25, 0.31]", with two digits of the largest, since four of these stand side by side."""
+    if np.isnan(value):
+        return "not known"
     most = np.nanmax(np.abs([value, lo, hi]))
     digits = int(np.clip(1 - np.floor(np.log10(most)), 0, 6)) if most > 0 else 0
     return f"{value:+.{digits}f} [{lo:.{digits}f}, {hi:.{digits}f}]".replace("-", "−")

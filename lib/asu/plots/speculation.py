@@ -1,9 +1,11 @@
 """Figures of speculative decoding: what is kept of drafts, speed-up over the batch size, throughput counted twice."""
 
+import re
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator, ScalarFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator, ScalarFormatter
 
 from asu import style
 from asu.plots.core import from_zero, legend, need, share_axis
@@ -13,7 +15,7 @@ METHODS = {"ngram": Look("prompt look-up", "#0072B2", "s", "--"), "draft": Look(
 
 
 def _method(label: str) -> Look:
-    return METHODS[label.rstrip("0123456789")]
+    return METHODS[re.match("[a-z]+", label)[0]]
 
 
 def _handles(axes) -> list:
@@ -75,7 +77,7 @@ def _by_level(ax, levels: pd.DataFrame) -> None:
         rows, look = rows.sort_values("level"), _method(label)
         ax.plot(rows.level, rows.value, color=look.colour, marker=look.marker, linestyle=look.dash)
         ax.fill_between(rows.level, rows.lo, rows.hi, color=look.colour, alpha=0.2, linewidth=0)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(FixedLocator(sorted(set(levels.level))))
     ax.set_xlabel("level of the problem")
     ax.set_ylabel("tokens per step, thinking [tok]")
 
@@ -103,6 +105,43 @@ def speedup_by_batch(speedups: pd.DataFrame, *, crossings: dict[str, float] | No
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(ScalarFormatter())
     ax.set_xlabel("requests in flight")
+    ax.set_ylabel("time per request, off / on [×]")
+    legend(figure, _handles([ax]))
+    return figure
+
+
+COSTS = (1, 1.5, 2, 3, 4)  # step costs drawn as rays [times a step without drafts]
+
+
+@style.styled
+def speedup_by_yield(rates: pd.DataFrame) -> Figure:
+    """Time per request off over on against tokens a step yields: a ray is a step's cost, below the line at 1 it loses.
+
+    rates: of `claims.speculation.rates`: speculation, tokens_per_step, speed_up (Estimate); varied: drafts whose length
+    or acceptance was varied, drawn hollow.
+    """
+    need(rates, ["speculation", "tokens_per_step", "speed_up", "varied"], "speed-up by tokens per step")
+    figure = Figure(figsize=(style.WIDTH * 0.75, 3.6), layout="constrained")
+    ax = figure.subplots()
+    ax.axhline(1, color=style.INK, linewidth=0.9)
+    right = 1.12 * rates.tokens_per_step.max()
+    top = 1.08 * max(1.2, *(found.hi if found.has_interval else found.value for found in rates.speed_up))
+    for cost in COSTS:
+        end = min(right, top * cost)
+        ax.plot([0, end], [0, end / cost], color=style.FAINT, linewidth=0.8, linestyle=":", zorder=0)
+        if end > 1:
+            ax.annotate(f"step × {cost:g}", (end, end / cost), xytext=(-2, -2), textcoords="offset points", ha="right",
+                        va="top", fontsize="x-small", color=style.FAINT)
+    for row in rates.itertuples():
+        look, found = _method(row.speculation), row.speed_up
+        label = f"{look.label}{', varied' if row.varied else ''}"
+        if found.has_interval:
+            ax.vlines(row.tokens_per_step, found.lo, found.hi, color=look.colour, linewidth=1.0, alpha=0.7)
+        ax.plot(row.tokens_per_step, found.value, look.marker, color=look.colour, label=label,
+                markerfacecolor="white" if row.varied else look.colour)
+    ax.set_xlim(0.9, right)
+    ax.set_ylim(0, top)
+    ax.set_xlabel("tokens a step yields [tok]")
     ax.set_ylabel("time per request, off / on [×]")
     legend(figure, _handles([ax]))
     return figure
