@@ -50,12 +50,12 @@ def test_more_work_costs_more():
 def test_lengths_are_of_the_model_or_said_to_be_assumed():
     assert cost.recorded("r1-qwen-7b", "aime24")[0] == "r1-qwen-7b-aime24"
     assert cost.recorded("r1-llama-70b", "aime24")[0] in ("r1-qwen-7b-aime24", "r1-qwen-32b-aime24")
-    assert cost.recorded("r1-qwen-7b", "gsm8k")[0] == "all of its role"
-    assert min(cost.recorded("r1-qwen-7b", "gsm8k")[1]) > 100, "what miniatures wrote says nothing of large models"
+    assert cost.recorded("r1-qwen-7b", "commonsenseqa")[0] == "all of its role"
+    assert min(cost.recorded("r1-qwen-7b", "commonsenseqa")[1]) > 100, "of miniatures, which say nothing of large ones"
     assert cost.recorded("mini-4m-think", "mini-hard")[0] == "mini-4m-think-mini-hard"
-    frame = cost.table([SPEC, like(task="gsm8k"), like(model="mini-4m-think")])
-    assert list(frame.assumed) == ["gsm8k"] and list(frame.runs) == [2]
-    assert frame.gpu_hours[0] > (cost.seconds(SPEC) + cost.seconds(like(task="gsm8k"))) / 3600
+    frame = cost.table([SPEC, like(task="commonsenseqa"), like(model="mini-4m-think")])
+    assert list(frame.assumed) == ["commonsenseqa"] and list(frame.runs) == [2]
+    assert frame.gpu_hours[0] > (cost.seconds(SPEC) + cost.seconds(like(task="commonsenseqa"))) / 3600
     assert cost.table([like(model="mini-4m-think")]).empty
 
 

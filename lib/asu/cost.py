@@ -1,8 +1,8 @@
 """What runs of large models cost: GPU memory from their shapes, GPU-hours from the rates of published runs.
 
 Decoding moves every weight and every request's KV cache once a step. A run that was not made is given the rate of the
-one most like it (by engine, role, speculation, load and size, in this order), by the bytes a step of each moves; so are
-several GPUs, each moving its part.
+one most like it (by engine, role, speculation, load, size and set, in this order), by the bytes a step of each moves;
+so are several GPUs, each moving its part.
 """
 
 import functools
@@ -77,13 +77,21 @@ def recorded(model: str, task: str) -> tuple[str, tuple[int, ...]]:
     asked = models.get(model)
     role = [stem for stem, of in files.items() if of and models.get(of).thinks == asked.thinks
             and models.get(of).miniature == asked.miniature]
-    near = ([stem for stem in role if stem.startswith(f"{model}-{task}")][:1]
+    near = ([stem for stem in role if stem == f"{model}-{task}"]
+            or [stem for stem in role if stem.startswith(f"{model}-{task}")][:1]
             or [stem for stem in role if stem.startswith(f"{files[stem]}-{task}")][:1] or role)
     if not near:
         raise AsuError(f"no lengths were recorded that could stand for {model} on {task}",
                        f"add a file to {paths.LENGTHS}")
     rows = [row for stem in near for row in workload.recorded_lengths(stem).values()]
     return near[0] if len(near) == 1 else "all of its role", tuple(int(row["output_tokens"]) for row in rows)
+
+
+def _lengths(spec: RunSpec) -> list[int]:
+    """Output tokens per request: those that the run replays, else those recorded nearest to it."""
+    if spec.lengths is None:
+        return list(recorded(spec.model, spec.task)[1])
+    return [int(row["output_tokens"]) for row in workload.recorded_lengths(spec.lengths).values()]
 
 
 def large(spec: RunSpec) -> bool:
@@ -123,7 +131,8 @@ def seconds(spec: RunSpec) -> float:
         return (other.engine != spec.engine, models.get(other.model).thinks != models.get(spec.model).thinks,
                 bool(other.options.speculation) != bool(spec.options.speculation),
                 _open(other) != _open(spec), other.load.kind != spec.load.kind,
-                models.get(other.model).size != models.get(spec.model).size,
+                models.get(other.model).size != models.get(spec.model).size, other.task != spec.task,
+                other.options.speculation != spec.options.speculation,
                 abs(np.log(_pressure(other) / _pressure(spec))) if _open(other) == _open(spec) else 0.0,
                 other.options.weights != spec.options.weights, other.options.kv_cache != spec.options.kv_cache,
                 -(other.options.kv_pool_tokens or 0), -other.sampling.budget)
@@ -131,7 +140,7 @@ def seconds(spec: RunSpec) -> float:
     if not measured():
         raise AsuError(f"no published run of a large model in {paths.PUBLISHED}", "restore it: git checkout data/runs")
     near = min(measured(), key=distance)
-    tokens = float(np.minimum(recorded(spec.model, spec.task)[1], spec.sampling.budget).mean())
+    tokens = float(np.minimum(_lengths(spec), spec.sampling.budget).mean())
     share = _step_bytes(near.spec, near.tokens) / _step_bytes(spec, tokens)
     rate = near.tokens_per_s * share * spec.options.tensor_parallel / near.spec.options.tensor_parallel
     count = (spec.problems or PROBLEMS_UNKNOWN) * spec.repeats

@@ -24,17 +24,19 @@ PHASES = ("thinking", "answer")
 
 
 def configurations(model: str, drafts: Mapping[str, str], tokens: Iterable[int],
-                   acceptance: float | None = None) -> list[dict]:
+                   acceptances: Sequence[float] = ()) -> list[dict]:
     """What to speculate with, for a study: prompt look-up, and the draft model where `drafts` names one for `model`.
 
-    No look-up where the acceptance is set: it finds nothing to draft in the random text of random weights.
+    acceptances: with random weights, mean tokens a step shall yield, one way of drafting for each. There is no look-up
+    then: it finds nothing to draft in their random text.
     """
     chosen = []
     for count in tokens:
-        if acceptance is None:
+        if not acceptances:
             chosen.append({"method": "ngram", "tokens": count})
         if model in drafts:
-            chosen.append({"method": "draft", "tokens": count, "draft": drafts[model], "acceptance": acceptance})
+            chosen += [{"method": "draft", "tokens": count, "draft": drafts[model], "acceptance": mean}
+                       for mean in acceptances or [None]]
     return chosen
 
 
