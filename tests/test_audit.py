@@ -192,6 +192,20 @@ def test_passes_and_the_warm_cache():
     assert not honesty.warm_ttft(rllm[rllm.repeat == 0], **OPTIONS).known
 
 
+def test_all_at_once_is_one_on_top_of_the_other():
+    r = requests()
+    found = audit.together(r, events(r, 2), **OPTIONS)
+    assert set(found.title) == {"all of these at once"} and not {"kv_mean", "rps", "e2e"} & set(found.metric)
+    alone = audit.table(r, ["survivors", "bucket"], **OPTIONS)
+    assert cell(found, "RLLM", "ttfvt").value == cell(alone, "RLLM", "ttfvt").value, "one flaw touches it, and no other"
+    # of 25 tokens a client that sees no thinking has 3 events of answer, and the words of the prompts beside them
+    plain = cell(found, "LLM", "output_tokens")
+    assert (plain.honest, plain.flawed) == (5.0, 3.0)
+    assert cell(found, "RLLM", "output_tokens").flawed == pytest.approx(3 * (N - 1) / N, rel=0.35)
+    both = cell(found, "RLLM", "tbt")
+    assert both.flawed == pytest.approx(0.45 / 2, rel=0.3), "the answer's time by its own events, the thinking unseen"
+
+
 def test_an_unknown_flaw_names_those_there_are():
     with pytest.raises(AsuError, match="(?s)no flaw 'chunk'.*chunks"):
         audit.table(requests(), ["chunk"])

@@ -113,6 +113,9 @@ FLAWS: dict[str, Flaw] = {}
 # those that change what is noted and not what is sent, so that one run shows both sides; counting events apart
 ON_SAME_RUNS = ("reasoning_field", "words", "window", "tbt", "survivors", "failures", "graders", "bucket", "wall_clock")
 
+# those of them that need nothing assumed, in the order in which the released client comes by its numbers
+TOGETHER = ("chunks", "reasoning_field", "words", "tbt", "window", "survivors", "graders", "bucket")
+
 
 def flaw(name: str, title: str, does: str, *touches: str):
     """Enter the decorated function of requests, events and what is assumed in FLAWS."""
@@ -357,6 +360,25 @@ def table(requests: pd.DataFrame, names: Iterable[str], *, events: pd.DataFrame 
                 found = _compared(HEADLINES[name], sides, engine, options)
                 if found is not None:
                     rows.append(label | {"flaw": chosen.name, "title": chosen.title, "metric": name} | found)
+    return pd.DataFrame(rows, columns=[*by, *COLUMNS])
+
+
+def together(requests: pd.DataFrame, events: pd.DataFrame, by: Sequence[str] = ("role",), **options) -> pd.DataFrame:
+    """All flaws of TOGETHER at once, those that these requests can show: rows as `table` has them.
+
+    Each headline number is made with all that touch it, one on top of the other, and with nothing else.
+    """
+    by, rows = list(by), []
+    names = able(TOGETHER, requests, events)
+    for key, part in requests.groupby(by, sort=False, dropna=False):
+        label = dict(zip(by, key, strict=True)) | {"flaw": "together", "title": "all of these at once"}
+        for metric in HEADLINES:
+            flawed = part
+            for chosen in (FLAWS[name] for name in names if metric in FLAWS[name].touches):
+                flawed = chosen.sides(flawed, events, Assumed())[1]
+            found = None if flawed is part else _compared(HEADLINES[metric], (part, flawed), None, options)
+            if found is not None:
+                rows.append(label | {"metric": metric} | found)
     return pd.DataFrame(rows, columns=[*by, *COLUMNS])
 
 

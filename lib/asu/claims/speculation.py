@@ -342,8 +342,8 @@ def guidance(numbers: Mapping[str, Estimate], sizes: pd.DataFrame) -> str:
     """One sentence for a serving engineer from the recorded numbers."""
     told, crossings = [], False
     for wanted, title in (("ngram", "prompt look-up"), ("draft", "a small draft model")):
-        time, crossed, *ends = (Estimate.of(numbers.get(f"09.{name}")) for name in (
-            f"time_ratio_{wanted}", f"crossing_{wanted}", f"speedup_{wanted}_smallest", f"speedup_{wanted}_largest"))
+        time, cost, crossed, *ends = (Estimate.of(numbers.get(f"09.{name}_{wanted}{end}")) for name, end in (
+            ("time_ratio", ""), ("step_cost", ""), ("crossing", ""), ("speedup", "_smallest"), ("speedup", "_largest")))
         at_once = load_size(sizes.load[sizes.speculation.str.startswith(wanted)])
         parts = [] if at_once.empty else _at_ends(ends, [int(at_once.min()), int(at_once.max())])
         if crossed.known and crossed.value <= at_once.min():
@@ -356,6 +356,8 @@ def guidance(numbers: Mapping[str, Estimate], sizes: pd.DataFrame) -> str:
                     "not supported": f"costs {time.value - 1:.0%} more time per request",
                     "undecided": "has no effect on time per request that is certain"}[Range(hi=1).verdict(time)[0]]
             parts.append(f"over all sets together {does} ({time}, the machine's own changes of pace counted)")
+        if cost.known:
+            parts.append(f"must yield more than {cost.value:.1f} [{cost.lo:.1f}, {cost.hi:.1f}] tokens a step to pay")
         if parts:
             told.append(f"{title} {', '.join(parts[:-1])}{', and ' * (len(parts) > 1)}{parts[-1]}")
     if not told:

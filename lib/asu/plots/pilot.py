@@ -9,7 +9,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator, PercentFormatter
 
 from asu import style
 from asu.claims import CLAIMS
@@ -284,7 +284,8 @@ def time_vs_difficulty(requests: pd.DataFrame, slopes: pd.DataFrame) -> Figure:
     for (metric, task), ax in panels.items():
         notes = []
         for role in style.ordered(requests["role"], style.ROLES):
-            points = requests[(requests["task"] == task) & (requests["role"] == role)].dropna(subset=[metric])
+            points = requests[(requests["task"] == task) & (requests["role"] == role)].dropna(
+                subset=[metric, "difficulty"])
             slope = select(slopes, task=task, role=role, metric=metric)
             if points.empty or slope.empty:
                 continue
@@ -301,7 +302,9 @@ def time_vs_difficulty(requests: pd.DataFrame, slopes: pd.DataFrame) -> Figure:
         ax.set_title("\n".join(notes), fontsize=7)
         if ax.get_subplotspec().is_first_row():
             ax.set_title(f"{style.task(task).label}\n" + "\n".join(notes), fontsize=7)
-        ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(4, integer=True) if notes else NullLocator())
+        if not notes:
+            ax.text(0.5, 0.5, "no difficulty\nrecorded", ha="center", va="center", transform=ax.transAxes)
         if ax.get_subplotspec().is_first_col():
             ax.set_ylabel(metric_label(metric)[0])
         if ax.get_subplotspec().is_last_row():
