@@ -99,8 +99,21 @@ def event_check(requests: pd.DataFrame, events: pd.DataFrame, engine: pd.DataFra
     by_run = dict(iter(engine.groupby("run")))
     kept, drafts = ([metrics.counted(by_run[run], name) if run in by_run and name in engine else np.nan
                      for run in found.run] for name in ("spec_accepted", "spec_drafts"))
-    found["steps"] = np.fmax(found.output_tokens - np.nan_to_num(kept), drafts + found.requests)
+    found["steps"] = _steps_taken(found.output_tokens, found.requests, np.nan_to_num(kept), drafts)
     return found.assign(events_per_step=found.events / found.steps)
+
+
+def _steps_taken(tokens, requests, kept, drafts):
+    """Steps that wrote `tokens`, by the engine's counters; see `event_check`. Not known where neither counter is."""
+    return np.fmax(tokens - kept, drafts + requests)
+
+
+def _per_engine_step(requests: pd.DataFrame, engine: pd.DataFrame) -> float:
+    """Tokens per step of runs that speculated, by the engine's counters."""
+    kept, drafts = (metrics.counted(engine, name) if name in engine else np.nan
+                    for name in ("spec_accepted", "spec_drafts"))
+    tokens = requests.output_tokens.sum()
+    return tokens / _steps_taken(tokens, len(requests), kept, drafts)
 
 
 def rates(requests: pd.DataFrame, engine: pd.DataFrame, control: pd.DataFrame, by: Sequence[str] = ("speculation",),
@@ -119,8 +132,8 @@ def rates(requests: pd.DataFrame, engine: pd.DataFrame, control: pd.DataFrame, b
         for label in by:
             both = both if label == "speculation" else both[both[label] == named[label]]
         drafted, kept = metrics.counted(part, "spec_drafted"), metrics.counted(part, "spec_accepted")
-        tokens = both[both.speculation != OFF].output_tokens.sum()
-        per_step, faster = tokens / (tokens - kept), _faster(both, named["speculation"], control, **options)
+        per_step = _per_engine_step(both[both.speculation != OFF], part)
+        faster = _faster(both, named["speculation"], control, **options)
         cost = replace(faster, value=per_step / faster.value, lo=per_step / faster.hi, hi=per_step / faster.lo)
         rows.append(named | {"kept": kept / drafted if drafted else np.nan, "tokens_per_step": per_step,
                              "speed_up": faster, "step_cost": cost})
@@ -269,9 +282,7 @@ def _step_cost(requests: pd.DataFrame, engine: pd.DataFrame, wanted: str, **opti
     keys, yielded = ["size", "task"], []
     counters = dict(iter(of_role(engine, "RLLM").query("speculation == @on").groupby(keys)))
     for key, part in of_role(requests, "RLLM").query("speculation == @on").groupby(keys):
-        tokens = part.output_tokens.sum()
-        kept = metrics.counted(counters[key], "spec_accepted") if key in counters else np.nan
-        yielded.append(tokens / (tokens - kept))
+        yielded.append(_per_engine_step(part, counters[key]) if key in counters else np.nan)
     took, per_step = _effect(requests, wanted, "time_per_request", **options), np.exp(np.mean(np.log(yielded)))
     return replace(took, value=took.value * per_step, lo=took.lo * per_step, hi=took.hi * per_step)
 
