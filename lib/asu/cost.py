@@ -39,7 +39,8 @@ def measured() -> tuple[Rate, ...]:
     for root in sorted(path for path in paths.PUBLISHED.glob("*") if path.is_dir()):
         store = Store(root)
         for (spec, done), folder in zip(store.history(), store.folders(), strict=True):
-            if spec.options.random_weights and not spec.prefix and read_spec(folder)[1]["machine"]["gpus"]:
+            real_shape = spec.options.random_weights and not models.get(spec.model).miniature
+            if real_shape and not spec.prefix and read_spec(folder)[1]["machine"]["gpus"]:
                 env = json.loads((folder / "env.json").read_text())
                 found.append(Rate(spec, done["output_tokens"] / done["seconds"],
                                   done["output_tokens"] / done["requests"], env["sessions"][0]["server_start_s"]))
