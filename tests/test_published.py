@@ -40,12 +40,13 @@ def test_every_run_reads_back_whole(folder):
 
 
 @pytest.mark.parametrize(("kept", "name"), [(kept, name) for kept, names in RENDERED.items() for name in names])
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1900)  # two minutes on a machine of one's own, many times that on a busy one
 def test_the_notebooks_of_the_profile_render_from_the_records(kept, name, tmp_path):
     profile = profiles.load(name)
-    environment = os.environ | {"ASU_OUTPUT": str(tmp_path), "ASU_RECORDS": kept}
+    assert profile.records == kept
+    environment = os.environ | {"ASU_OUTPUT": str(tmp_path)}
     made = subprocess.run([sys.executable, "-m", "asu", "report", "--profile", name], cwd=paths.ROOT,
-                          env=environment, capture_output=True, text=True, timeout=550)
+                          env=environment, capture_output=True, text=True, timeout=1800)
     assert made.returncode == 0, made.stdout + made.stderr
     reports = tmp_path / "reports" / name
     for notebook in profile.notebooks:

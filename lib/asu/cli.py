@@ -4,7 +4,6 @@ import functools
 import os
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 import pandas as pd
 import psutil
@@ -47,8 +46,10 @@ def command(**settings) -> Callable:
 
 def _studies(profile: str, notebooks: list[str] | None) -> list[Study]:
     """All runs of a profile, or of some of its notebooks, joined so that they share servers: one study per store."""
-    joined: dict[Path, Study] = {}
-    for name in notebooks or profiles.load(profile).notebooks:
+    chosen, joined = profiles.load(profile), {}
+    if chosen.records:
+        os.environ.setdefault("ASU_RECORDS", chosen.records)  # for the notebooks' kernels too
+    for name in notebooks or chosen.notebooks:
         study = profiles.study_of(name, profile)
         joined[study.store.root] = joined[study.store.root] + study if study.store.root in joined else study
     return list(joined.values())

@@ -15,11 +15,15 @@ from asu.study import Study
 
 @dataclass(frozen=True)
 class Profile:
-    """notebooks/profiles/<name>.yaml: which notebooks it has, and their parameters that differ from the defaults."""
+    """notebooks/profiles/<name>.yaml: which notebooks it has, and their parameters that differ from the defaults.
+
+    records: published records in data/runs that it renders, instead of runs of this machine; None where it makes runs.
+    """
 
     name: str
     description: str
     notebooks: dict[str, dict]
+    records: str | None = None
 
     def parameters(self, notebook: str) -> dict:
         """Overrides of one notebook; AsuError if the profile does not have it."""
@@ -49,14 +53,15 @@ def load(name: str) -> Profile:
         data = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise AsuError(f"{path} is not YAML: {error}", "correct the line it names") from error
-    if not isinstance(data, dict) or set(data) != {"profile", "description", "notebooks"}:
-        raise AsuError(f"{path} does not hold exactly profile, description and notebooks",
+    if not isinstance(data, dict) or data.keys() - {"records"} != {"profile", "description", "notebooks"}:
+        raise AsuError(f"{path} does not hold exactly profile, description and notebooks, and perhaps records",
                        "write these three, as the other profiles do")
     if data["profile"] != name:
         raise AsuError(f"{path} calls itself {data['profile']!r}", f"write profile: {name}")
     if not isinstance(data["notebooks"], dict):
         raise AsuError(f"{path}: notebooks is no mapping", "write a notebook's name, a colon, and its parameters below")
-    profile = Profile(name, data["description"], {stem: given or {} for stem, given in data["notebooks"].items()})
+    profile = Profile(name, data["description"], {stem: given or {} for stem, given in data["notebooks"].items()},
+                      data.get("records"))
     for notebook, given in profile.notebooks.items():
         _check(given, parameters(notebook), f"{path.name}, {notebook}")
     return profile
