@@ -109,6 +109,15 @@ def test_broken_profiles(house, text, problem):
         profiles.load("embedded")
 
 
+def test_a_profile_reads_the_records_it_names(house, monkeypatch):
+    monkeypatch.setenv("ASU_RECORDS", "")  # put back as it was in the end
+    del os.environ["ASU_RECORDS"]
+    (paths.PROFILES / "embedded.yaml").write_text(
+        "profile: embedded\ndescription: d\nrecords: none-such\nnotebooks: {01_first: {}}\n")
+    with pytest.raises(AsuError, match="no published records 'none-such'"):
+        cli._studies("embedded", None)
+
+
 def test_unknown_names_come_with_the_nearest(house):
     with pytest.raises(AsuError, match="did you mean 'embedded'"):
         profiles.load("embeded")
