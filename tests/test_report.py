@@ -289,7 +289,13 @@ def test_an_unchanged_notebook_is_not_executed_again_and_a_changed_one_is(built)
     root, _, _ = built
     assert build()[1] == ["01_first: unchanged", "00_summary: unchanged"]
     (root / "reports/tiny/numbers/01_first.json").unlink()
+    executed = root / "reports/tiny/notebooks/01_first.ipynb"
+    name = re.search(r'figure id=\\"figure-([^"\\\\]+)', executed.read_text())[1]
+    executed.write_text(executed.read_text().replace(f"figure-{name}", "figure-gone"))
+    (root / "reports/tiny/figures/gone.svg").write_text("<svg/>")
     lines = build(notebooks=["01_first"])[1]
+    assert (root / f"reports/tiny/figures/{name}.svg").exists()
+    assert not (root / "reports/tiny/figures/gone.svg").exists(), "drawn once, and no more"
     assert lines[0] == "01_first: running" and lines[1].startswith("01_first: done in")
     assert build()[1] == ["01_first: unchanged", "00_summary: unchanged"]
 

@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -294,7 +294,10 @@ def _execute(job: Job, profile_name: str) -> None:
     failure = json.loads(done.stdout)["failure"]
     if failure:
         raise _failed(job.stem, failure, partial)
+    before = {name for name, _ in _figures(target)} if target.exists() else set()
     os.replace(partial, target)
+    for name in before - {name for name, _ in _figures(target)}:  # drawn once, and no more
+        (folder(profile_name) / "figures" / f"{name}.svg").unlink(missing_ok=True)
 
 
 def _failed(stem: str, failure: dict, partial: Path) -> AsuError:
@@ -407,7 +410,7 @@ def _index(profile_name: str, known: list[Job], provenance: Mapping[str, str]) -
     cards, seconds, folders = [], 0.0, set()
     for job in made:
         title, lead = pages.headline(pages.read(job.source))
-        drawing = _first_figure(out / "notebooks" / f"{job.stem}.ipynb")
+        drawing = next(_figures(out / "notebooks" / f"{job.stem}.ipynb"), None)
         cards.append({"page": f"{job.stem}.html", "title": title, "lead": lead,
                       "claim": first.get(job.stem),
                       "figure": drawing and f"figures/{drawing[0]}.svg", "alt": drawing[1] if drawing else ""})
@@ -438,15 +441,14 @@ def _claim_rows(profile_name: str, made: set[str]) -> list[dict]:
     return rows
 
 
-def _first_figure(executed: Path) -> tuple[str, str] | None:
-    """(name, alternative text) of the first figure an executed notebook shows."""
+def _figures(executed: Path) -> Iterator[tuple[str, str]]:
+    """(name, alternative text) of each figure an executed notebook shows."""
     for cell in pages.read(executed).cells:
         for output in cell.get("outputs", []):
             html = output.get("data", {}).get("text/html", "")
             found = re.search(r'<figure id="figure-([^"]+)">.*?aria-label="([^"]*)"', html, re.DOTALL)
             if found:
-                return found[1], unescape(found[2])
-    return None
+                yield found[1], unescape(found[2])
 
 
 # --- publishing -----------------------------------------------------------------------------------------------------
