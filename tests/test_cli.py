@@ -217,8 +217,8 @@ cli.app(["run"])
     write_profile({"01_first": {"PROBLEMS": 200}})
     environment = os.environ | {"ASU_ROOT": str(house), "ASU_OUTPUT": str(house)}
     with subprocess.Popen([sys.executable, script], env=environment, stderr=subprocess.PIPE, text=True) as process:
-        end = time.monotonic() + 30
-        while not any(paths.RUNS.glob("*/journal.jsonl")):
+        end = time.monotonic() + 120
+        while not any("request_id" in journal.read_text() for journal in paths.RUNS.glob("*/journal.jsonl")):
             assert process.poll() is None and time.monotonic() < end
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
