@@ -203,7 +203,9 @@ def test_doctor_names_what_is_missing(house, monkeypatch):
 def test_ctrl_c_exits_130_and_says_how_to_go_on(house, tmp_path):
     script = tmp_path / "go.py"
     script.write_text(f"""
+import logging
 import sys
+logging.getLogger("aiohttp.server").disabled = True  # the toy engine lives in this process and says who hung up
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import toys
 from asu import cli, engines, runs, study, tasks
