@@ -3,10 +3,10 @@
 import csv
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from asu import models, paths, shapes, tasks
 from asu.errors import AsuError
@@ -140,7 +140,7 @@ def draw_lengths(folder: Path | None = None, seed: int = 0) -> list[Path]:
     """
     written = []
     for name, (mean, spread, most, share, prompt, count) in LAWS.items():
-        quantiles = stats.norm.ppf((np.arange(count) + 0.5) / count)
+        quantiles = [NormalDist().inv_cdf((i + 0.5) / count) for i in range(count)]
         output = np.exp(np.log(mean) - spread**2 / 2 + spread * np.random.default_rng(seed).permutation(quantiles))
         output = np.minimum(output.round(), most).astype(int)
         frame = pd.DataFrame({"problem_id": [f"drawn-{i:02d}" for i in range(count)], "repeat": 0,
