@@ -279,10 +279,10 @@ def _step_cost(requests: pd.DataFrame, engine: pd.DataFrame, wanted: str, **opti
     on = _on(of_role(requests, "RLLM"), wanted)
     if on is None:
         return Estimate(np.nan)
-    keys, yielded = ["size", "task"], []
-    counters = dict(iter(of_role(engine, "RLLM").query("speculation == @on").groupby(keys)))
-    for key, part in of_role(requests, "RLLM").query("speculation == @on").groupby(keys):
-        yielded.append(_per_engine_step(part, counters[key]) if key in counters else np.nan)
+    sent, read = (frame[(frame.role == "RLLM") & (frame.speculation == on)] for frame in (requests, engine))
+    counters = dict(iter(read.groupby(["size", "task"])))
+    yielded = [_per_engine_step(part, counters[key]) if key in counters else np.nan
+               for key, part in sent.groupby(["size", "task"])]
     took, per_step = _effect(requests, wanted, "time_per_request", **options), np.exp(np.mean(np.log(yielded)))
     return replace(took, value=took.value * per_step, lo=took.lo * per_step, hi=took.hi * per_step)
 
