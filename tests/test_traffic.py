@@ -133,9 +133,9 @@ def test_a_failed_or_never_visible_request_meets_no_slo():
     assert metrics.met(r, SLO(np.inf, np.inf)).tolist() == [False, False, True]
 
 
-@pytest.mark.parametrize("limits", [(-1.0, 1.0), (1.0, float("nan"))])
-def test_an_slo_that_is_no_time_is_refused(limits):
-    with pytest.raises(AsuError, match="an SLO of"):
+@pytest.mark.parametrize("limits", [(-1.0, 1.0), (1.0, float("nan")), (1.0, 1.0, 0.0), (1.0, 1.0, 95)])
+def test_an_slo_that_is_no_time_or_no_share_is_refused(limits):
+    with pytest.raises(AsuError, match="an SLO (of|for)"):
         SLO(*limits)
 
 
@@ -146,6 +146,7 @@ def test_the_knee_lies_where_the_share_in_time_falls_below():
     r = pd.concat([run(4.0, 5), run(1.0, 0), run(2.0, 0)], ignore_index=True)
     knee = traffic.knee(r, SLO(2.0, 1.0), **FEW)
     assert knee.value == pytest.approx(2 + 2 * 0.05 / 0.5) and knee.lo <= knee.value <= knee.hi
+    assert traffic.knee(r, SLO(2.0, 1.0, share=0.75), **FEW).value == pytest.approx(2 + 2 * 0.25 / 0.5)
 
 
 def test_the_table_has_a_row_per_run_and_copes_without_gauges():
@@ -270,9 +271,9 @@ def test_every_figure_draws_what_it_is_given():
     assert len(plots.waits(waits, waits).axes) == 6
     good = traffic.goodput(r, SLO(2.0, 1.0), **FEW).assign(arm="RLLM")
     for knee in (Estimate(2.0, 1.0, np.inf), Estimate(np.inf), Estimate(np.nan)):
-        assert plots.goodput(good, knee).axes[0].get_ylabel() == "served in time\n[% of the offered]"
+        assert plots.goodput(good, knee, 0.95).axes[0].get_ylabel() == "served in time\n[% of the offered]"
     table = traffic.effects_by_load(option("gamma4cv4", 0.5, weights="w8a8"), **FEW)
     figure = plots.effects_by_load(table, {"gamma4cv4": "bursts"})
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()][0].startswith("RLLM, all off")
     with pytest.raises(AsuError, match="figure goodput"):
-        plots.goodput(good.drop(columns="arm"), Estimate(2.0))
+        plots.goodput(good.drop(columns="arm"), Estimate(2.0), 0.95)

@@ -120,16 +120,20 @@ def window_s(requests: pd.DataFrame) -> float:
 class SLO:
     """What one request must meet to count as good: time to the first visible token, mean answer-phase TBT [s].
 
-    Infinite: whatever it takes. AsuError for a limit that is no time.
+    Infinite: whatever it takes. share: of the requests, how many have to be good for a service to keep its promise.
+    AsuError for a limit that is no time, and for a share that is none.
     """
 
     ttfvt_s: float
     tbt_s: float
+    share: float = 0.95
 
     def __post_init__(self):
         if not (self.ttfvt_s >= 0 and self.tbt_s >= 0):
             raise AsuError(f"an SLO of {self.ttfvt_s} s to the first visible token and {self.tbt_s} s between tokens",
                            "give both as seconds, 0 or more")
+        if not 0 < self.share <= 1:
+            raise AsuError(f"an SLO for a share of {self.share} of the requests", "give it as more than 0, at most 1")
 
 
 def met(requests: pd.DataFrame, slo: SLO) -> pd.Series:

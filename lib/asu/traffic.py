@@ -18,7 +18,6 @@ from asu.stats import Estimate
 
 STRETCHES = 10  # stretches of arrivals in each run, for resampling
 PERCENTILES = (0.5, 0.9, 0.99)
-KNEE = 0.95  # share of what is offered that must be good up to the knee
 LABELS = ["engine", "pair", "size", "role", "task", "load"]
 GAUGES = ["kv_mean", "kv_full_share", "waiting_share"]
 WAITS = {"queue": "server_queue_s", "ttft": "ttft_s", "ttfvt": "ttfvt_observed_s", "lag": "lag_s"}
@@ -159,8 +158,8 @@ def goodput(requests: pd.DataFrame, slo: SLO, **options) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def knee(requests: pd.DataFrame, slo: SLO, level: float = KNEE, **options) -> Estimate:
-    """Largest rate offered up to which a share `level` of the requests meets the SLO [1/s], runs of rising rate.
+def knee(requests: pd.DataFrame, slo: SLO, **options) -> Estimate:
+    """Largest rate offered up to which the SLO's share of the requests meets it [1/s], runs of rising rate.
 
     Between two measured rates the share is taken as a straight line; the first crossing counts. inf: never seen to
     fall below; NaN: too low at the lowest rate already, so that the knee lies below what was measured.
@@ -172,7 +171,7 @@ def knee(requests: pd.DataFrame, slo: SLO, level: float = KNEE, **options) -> Es
 
     def of(w: np.ndarray) -> np.ndarray:
         good = np.stack([share(w) for share in shares], axis=1)
-        return np.array([_crossing(rates, row, level) for row in good])
+        return np.array([_crossing(rates, row, slo.share) for row in good])
 
     return over_stretches(r, of, unit="1/s", **options)
 

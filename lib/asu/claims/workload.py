@@ -128,8 +128,8 @@ def guidance(numbers: Mapping[str, Estimate | Mapping | float], slo: SLO) -> str
     if np.isfinite(knee.value):
         between = f" [{knee.lo:.3g}, {knee.hi:.3g}]" if knee.has_interval else ""
         plan = (f"With this engine and pool admit at most {knee.value:.3g}{between} requests per second, arriving by "
-                f"chance, if 95 % of users are to see a token within {slo.ttfvt_s:g} s and then one each "
-                f"{slo.tbt_s:g} s")
+                f"chance, if {slo.share * 100:g} % of users are to see a token within {slo.ttfvt_s:g} s and then one "
+                f"each {slo.tbt_s:g} s")
     else:
         plan = "Measure goodput at more rates before admitting traffic: the knee lies outside those measured here"
     if tail.has_interval and tail.lo > 1:

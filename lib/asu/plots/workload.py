@@ -12,7 +12,6 @@ from asu import style
 from asu.effects import EFFECTS
 from asu.plots.core import from_zero, legend, line, need, role_handles, share_axis
 from asu.stats import Estimate
-from asu.traffic import KNEE
 
 _SHARES = {0.5: ("median", "#5E3C99", "o", "-"), 0.9: ("90th percentile", "#009E73", "s", "--"),
            0.99: ("99th percentile", "#D55E00", "^", "-.")}
@@ -118,18 +117,18 @@ def _wait_axis(ax: Axes, name: str, shown: np.ndarray) -> None:
 
 
 @style.styled
-def goodput(good: pd.DataFrame, knee: Estimate) -> Figure:
+def goodput(good: pd.DataFrame, knee: Estimate, share: float) -> Figure:
     """Share of the offered requests served in time against the rate, an arm each for role and kind of arrivals.
 
     good: of `traffic.goodput`, with `arm` (the legend's words) and role; an arm of one run is a mark, of more a line.
-    knee: of `traffic.knee`, of the RLLM's curve, in the same unit. Of offered, because beside the rates themselves a
-    loss of a few percent cannot be seen.
+    knee: of `traffic.knee`, of the RLLM's curve, in the same unit; share: the SLO's, dotted. Of offered, because beside
+    the rates themselves a loss of a few percent cannot be seen.
     """
     need(good, ["arm", "role", "offered", "value", "lo", "hi"], "goodput")
     figure = Figure(figsize=(style.WIDTH, 3.6), layout="constrained")
     ax = figure.subplots()
     most = float(good["offered"].max()) * 1.1
-    ax.axhline(KNEE, color=style.FAINT, linewidth=1.0, linestyle=":")
+    ax.axhline(share, color=style.FAINT, linewidth=1.0, linestyle=":")
     marks = iter("^DvPX*h<>")
     for arm, rows in good.groupby("arm", sort=False):
         rows, look = rows.sort_values("offered"), style.role(rows["role"].iloc[0])
@@ -147,7 +146,7 @@ def goodput(good: pd.DataFrame, knee: Estimate) -> Figure:
     ax.set(xlim=(0, most), ylim=(0, 1.04), xlabel="requests offered [1/s]", ylabel="served in time\n[% of the offered]")
     ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     handles, _ = ax.get_legend_handles_labels()
-    legend(figure, [*handles, Line2D([], [], color=style.FAINT, linewidth=1.0, linestyle=":", label=f"{KNEE:.0%}")],
+    legend(figure, [*handles, Line2D([], [], color=style.FAINT, linewidth=1.0, linestyle=":", label=f"{share:.0%}")],
            columns=3)
     return figure
 
