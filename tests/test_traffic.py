@@ -39,11 +39,22 @@ def engine(role="RLLM", use=0.9, waiting=2.0, run="a", n=60):
 def queue(n, rate, service_s, cv=1.0, seed=3):
     """Arrivals at one server that takes `service_s` for each, first come first served."""
     due = load.due_times(Gamma(rate=rate, cv=cv), n, seed)
-    free, last = 0.0, []
+    free, waited = 0.0, []
     for at in due:
-        free = max(free, at) + service_s
-        last.append(free)
-    return due, np.array(last) - due
+        waited.append(max(free, at) - at)
+        free = at + waited[-1] + service_s
+    return requests(due, np.array(waited) + service_s, server_queue_s=waited)
+
+
+def gauges(r):
+    """The gauge of requests waiting, read two hundred times, of requests that wait for `server_queue_s`."""
+    at = np.linspace(0, r.last_s.max(), 200)
+    waiting = (r.due_s.to_numpy() <= at[:, None]) & (at[:, None] < (r.due_s + r.server_queue_s).to_numpy())
+    return pd.DataFrame({"t_s": at, "waiting": waiting.sum(axis=1).astype(float)})
+
+
+def verdict(r):
+    return traffic.verdict(traffic.growth(r, gauges(r)))
 
 
 @pytest.mark.parametrize("profile", [None, "replay", "paper"])
@@ -70,22 +81,36 @@ def test_labels_tell_what_was_asked_for():
 
 @pytest.mark.parametrize("scale", [1.0, 0.01])
 def test_saturation_is_seen_at_any_time_scale(scale):
-    over = requests(*queue(100, 8 * scale, 0.25 / scale))
-    under = requests(*queue(100, 2 * scale, 0.25 / scale))
-    assert traffic.verdict(traffic.growth(over)) == "saturated"
-    assert traffic.growth(over).value == pytest.approx(0.5, abs=0.1)
-    assert traffic.verdict(traffic.growth(under)) == "no sign of it"
+    over = queue(100, 8 * scale, 0.25 / scale)
+    under = queue(100, 2 * scale, 0.25 / scale)
+    assert verdict(over) == "saturated" and verdict(under) == "no sign of it"
+    assert traffic.growth(over, gauges(over)).value == pytest.approx(0.5, abs=0.1)
 
 
 def test_the_last_of_many_bursts_is_no_saturation():
     due = np.concatenate([start + np.arange(12) * 0.01 for start in range(0, 60, 12)])
-    assert traffic.growth(requests(due, 3.0)).value > 0.1  # the last burst is still there when the arrivals end
-    assert traffic.verdict(traffic.growth(requests(due, 3.0))) == "no sign of it"
+    waiting = requests(due, 3.0, server_queue_s=2.0)
+    assert traffic.growth(waiting, gauges(waiting)).value > 0.1  # the last burst waits when the arrivals end
+    assert verdict(waiting) == "no sign of it"
+
+
+def test_an_engine_that_fills_with_long_requests_is_not_saturated():
+    long = requests(np.arange(40.0), 60.0, server_queue_s=0.0)
+    assert traffic.completed(long) == 0.0 and traffic.growth(long, gauges(long)).value == 0.0
+
+
+def test_what_was_completed_is_counted_within_the_second_half():
+    assert traffic.completed(requests(np.arange(40.0), 3.0)) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("due", [[1.0], [1.0, 1.0, 1.0]])
 def test_growth_of_arrivals_without_time_is_not_known(due):
-    assert traffic.verdict(traffic.growth(requests(due, 1.0))) == "not known"
+    assert verdict(requests(due, 1.0)) == "not known"
+
+
+def test_growth_without_a_gauge_is_not_known():
+    r = requests(np.arange(40.0), 1.0)
+    assert traffic.verdict(traffic.growth(r, gauges(r)[:1])) == "not known"
 
 
 def test_the_backlog_rises_with_arrivals_and_ends_at_nothing():
@@ -152,7 +177,8 @@ def test_the_knee_lies_where_the_share_in_time_falls_below():
 def test_the_table_has_a_row_per_run_and_copes_without_gauges():
     r = pd.concat([requests(np.arange(30.0), 1.0, run="a"), requests(np.arange(30.0), 1.0, run="b", role="LLM")])
     found = traffic.table(r, engine(run="a"), SLO(2.0, 1.0), **FEW)
-    assert found.verdict.tolist() == ["no sign of it"] * 2 and found.completed[0] == pytest.approx(1.0, rel=0.1)
+    assert found.verdict.tolist() == ["no sign of it", "not known"]
+    assert found.completed[0] == pytest.approx(1.0, rel=0.1)
     assert found.kv_mean[0] == pytest.approx(0.9, abs=0.02) and np.isnan(found.kv_mean[1])
 
 

@@ -172,11 +172,13 @@ def tables(spec: RunSpec, wanted: list[Request], journal: list[dict]) -> dict[st
 def finish(folder: Path, made: dict[str, pa.Table], env: dict, log: str) -> None:
     """Write every file whole, read all back, and only then mark the folder DONE."""
     for name, table in made.items():
-        # Times grow slowly within a request: differences take a quarter of the bytes.
+        # Of the events, times grow slowly within a request, so that differences take a quarter of the bytes, and the
+        # rest repeats itself; the other tables have a row per request or sample, and dictionaries only add to them.
         delta = {"t_100us": "DELTA_BINARY_PACKED"} if name == "events" else {}
+        repeated = [column for column in table.schema.names if column not in delta] if name == "events" else False
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd", compression_level=9, column_encoding=delta,
-                       use_dictionary=[column for column in table.schema.names if column not in delta])
+                       use_dictionary=repeated)
         write(folder / f"{name}.parquet", sink.getvalue().to_pybytes())
     write(folder / "server.log", log.encode())
     write(folder / "env.json", pretty(env))

@@ -74,21 +74,41 @@ def over_stretches(r: pd.DataFrame, statistic: stats.Statistic, **options) -> Es
 # --- does the engine keep up? ---------------------------------------------------------------------------------------
 
 
-def growth(requests: pd.DataFrame, level: float = stats.LEVEL) -> Estimate:
-    """Share of the second half of the arrivals by which the backlog grew while they came; requests of one run.
+def growth(requests: pd.DataFrame, engine: pd.DataFrame, level: float = stats.LEVEL) -> Estimate:
+    """Share of the second half of the arrivals by which the queue grew while they came; one run's requests and gauges.
 
-    (arrived − finished) / arrived between the middle arrival and the last: 0 for an engine that keeps up, 1 for one
-    that finishes nothing. The interval takes the number finished as a count whose variance is its mean times the
-    arrivals' own dispersion (CV² of the gaps, at least 1), so that one burst at the end does not pass for saturation.
+    (waiting at the last arrival − waiting at the middle one) / arrived between them: 0 for an engine that keeps up, 1
+    for one that takes up nothing. Requests that were preempted wait again. Those being served do not count: an engine
+    with room fills for as long as its requests last, and a run may be over before that. The interval takes the number
+    taken up as a count whose variance is its mean times the arrivals' own dispersion (CV² of the gaps, at least 1), so
+    that one burst at the end does not pass for saturation. Not known without two readings of the gauge.
     """
-    due, last = np.sort(requests.due_s.to_numpy(float)), metrics.last_known(requests).to_numpy(float)
-    if len(due) < 2 or due[-1] <= due[len(due) // 2]:
-        return Estimate(np.nan, unit="share", n=len(due))
-    since, until = due[len(due) // 2], due[-1]
-    arrived, finished = int((due > since).sum()), int(((last > since) & (last <= until)).sum())
-    spread = np.sqrt(max(1.0, arrivals(due)[1] ** 2) * max(finished, 1)) * scipy_stats.norm.ppf((1 + level) / 2)
-    value = 1 - finished / arrived
+    since, until = _second_half(requests)
+    gauge = engine.dropna(subset=["waiting"]).sort_values("t_s")
+    waiting = [gauge.waiting[gauge.t_s <= at].tail(1).sum() for at in (since, until)]
+    arrived = _within(requests.due_s, since, until)
+    if not arrived or len(gauge) < 2:
+        return Estimate(np.nan, unit="share", n=len(requests))
+    value = (waiting[1] - waiting[0]) / arrived
+    taken_up = max(arrived * (1 - value), 1)
+    spread = np.sqrt(max(1.0, arrivals(requests.due_s)[1] ** 2) * taken_up) * scipy_stats.norm.ppf((1 + level) / 2)
     return Estimate(value, value - spread / arrived, value + spread / arrived, "share", arrived)
+
+
+def completed(requests: pd.DataFrame) -> float:
+    """Requests of one run finished per second between the middle arrival and the last [1/s]; NaN without such time."""
+    since, until = _second_half(requests)
+    return _within(metrics.last_known(requests), since, until) / (until - since) if until > since else np.nan
+
+
+def _second_half(requests: pd.DataFrame) -> tuple[float, float]:
+    """When the middle one of the arrivals was due, and the last [s]."""
+    due = np.sort(requests.due_s.to_numpy(float))
+    return due[len(due) // 2], due[-1]
+
+
+def _within(at: pd.Series, since: float, until: float) -> int:
+    return int(((at > since) & (at <= until)).sum())
 
 
 def verdict(grown: Estimate) -> str:
@@ -191,17 +211,18 @@ def table(requests: pd.DataFrame, engine: pd.DataFrame, slo: SLO, **options) -> 
     """One row per run, as printed: what arrived, whether the engine kept up, what users waited, the client's lag.
 
     Columns: model, load, offered [1/s], cv (of the gaps, as drawn or recorded), completed [1/s] (within the second half
-    of the arrivals), growth, verdict, lag_p99, ttft_p50, ttft_p99, ttfvt_p50, ttfvt_p99, queue_p99 [s],
+    of the arrivals), growth (of the queue), verdict, lag_p99, ttft_p50, ttft_p99, ttfvt_p50, ttfvt_p99, queue_p99 [s],
     goodput [1/s], and of the whole run, idle moments included, kv_mean, kv_full_share, waiting_share.
     """
     good = goodput(requests, slo, **options).set_index("run")
     users = metrics.asu(requests).set_index("run")
-    gauges = dict(iter(samples(engine).groupby("run", sort=False)))
+    read, gauges = (dict(iter(frame.groupby("run", sort=False))) for frame in (engine, samples(engine)))
     rows = []
     for run, part in requests.groupby("run", sort=False):
-        (rate, cv), grown, r = arrivals(part.due_s), growth(part), metrics.derive(part)
+        (rate, cv), r = arrivals(part.due_s), metrics.derive(part)
+        grown = growth(part, read.get(run, engine[:0]))
         rows.append({"model": part.model.iloc[0], "load": part.load.iloc[0], "offered": rate, "cv": cv,
-                     "completed": _second_half_rate(part) * (1 - grown.value), "growth": grown,
+                     "completed": completed(part), "growth": grown,
                      "verdict": verdict(grown),
                      **{name: users[name][run] for name in
                         ("lag_p99", "ttft_p50", "ttft_p99", "ttfvt_p50", "ttfvt_p99")},
@@ -209,13 +230,6 @@ def table(requests: pd.DataFrame, engine: pd.DataFrame, slo: SLO, **options) -> 
                      "goodput": Estimate.of(good.loc[run, ["value", "lo", "hi", "unit", "n"]].to_dict()),
                      **{name: _whole(metrics.METRICS[name].statistic, gauges.get(run)) for name in GAUGES}})
     return pd.DataFrame(rows)
-
-
-def _second_half_rate(requests: pd.DataFrame) -> float:
-    """Rate of the second half of the arrivals [1/s]."""
-    due = np.sort(requests.due_s.to_numpy(float))
-    half = due[len(due) // 2:]
-    return (len(half) - 1) / (half[-1] - half[0]) if len(half) > 1 and half[-1] > half[0] else np.nan
 
 
 def _quantile(x: pd.Series, q: float) -> float:

@@ -144,7 +144,7 @@ def guidance(numbers: Mapping[str, Estimate | Mapping | float], slo: SLO) -> str
         options = "whether optimisations may be chosen under a steady load these runs cannot tell"
     else:
         options = "choose optimisations under the traffic they are meant for, since steady load does not vouch for it"
-    return f"{plan}; {bursts}; {options}. (One machine, one model, about a minute of traffic per rate at most.)"
+    return f"{plan}; {bursts}; {options}. (One machine, one model, a few dozen requests at most rates.)"
 
 
 @dataclass(frozen=True)
