@@ -372,11 +372,13 @@ def together(requests: pd.DataFrame, events: pd.DataFrame, by: Sequence[str] = (
     names = able(TOGETHER, requests, events)
     for key, part in requests.groupby(by, sort=False, dropna=False):
         label = dict(zip(by, key, strict=True)) | {"flaw": "together", "title": "all of these at once"}
+        made = {(): part}  # by the flaws so far: numbers that begin with the same ones share them
         for metric in HEADLINES:
-            flawed = part
-            for chosen in (FLAWS[name] for name in names if metric in FLAWS[name].touches):
-                flawed = chosen.sides(flawed, events, Assumed())[1]
-            found = None if flawed is part else _compared(HEADLINES[metric], (part, flawed), None, options)
+            chosen = tuple(name for name in names if metric in FLAWS[name].touches)
+            for upto in range(1, len(chosen) + 1):
+                if chosen[:upto] not in made:
+                    made[chosen[:upto]] = FLAWS[chosen[upto - 1]].sides(made[chosen[:upto - 1]], events, Assumed())[1]
+            found = _compared(HEADLINES[metric], (part, made[chosen]), None, options) if chosen else None
             if found is not None:
                 rows.append(label | {"metric": metric} | found)
     return pd.DataFrame(rows, columns=[*by, *COLUMNS])

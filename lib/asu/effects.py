@@ -9,6 +9,8 @@ what hangs on the problems, but not that the machine is faster in one minute tha
 of a run together. Where the frame has the off runs made again, effects on time are widened by how far those are apart.
 """
 
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -119,14 +121,14 @@ def table(requests: pd.DataFrame, *, engine: pd.DataFrame | None = None, arm: st
     """
     by, wanted = list(by), [EFFECTS[name] for name in _wanted(metrics, requests, engine)]
     _check(requests, arm, off, by)
-    apart, rows = _apart(requests if control is None else control, engine, events, arm, off), []
+    pace, rows = _pace(requests if control is None else control, engine, events, arm, off), []
     for key, part in requests.groupby(by, sort=False, dropna=False) if by else [((), requests)]:
         label = dict(zip(by, key, strict=True))
         for on in part.loc[part[arm] != off, arm].drop_duplicates():
             pairs = _Pairs(part, engine, events, arm, on, off)
             for effect in wanted:
                 found, note = _effect(effect, pairs, options)
-                row = _row(effect, pairs, _widened(found, effect, apart, pairs.runs), note)
+                row = _row(effect, pairs, _widened(found, effect, pace, pairs.runs), note)
                 rows += [] if row is None else [label | row]
     return pd.DataFrame(rows, columns=[*by, *COLUMNS])
 
@@ -143,7 +145,7 @@ def estimate(requests: pd.DataFrame, name: str, *, arm: str, on, off, engine: pd
     pairs = _Pairs(requests, engine, events, arm, on, off)
     found, _ = _effect(effect, pairs, options)
     control = requests if control is None else control
-    return _widened(found, effect, _apart(control, engine, events, arm, off), pairs.runs)
+    return _widened(found, effect, _pace(control, engine, events, arm, off), pairs.runs)
 
 
 def special(requests: pd.DataFrame, name: str, *, arm: str, on, off, engine: pd.DataFrame | None = None,
@@ -155,7 +157,6 @@ def special(requests: pd.DataFrame, name: str, *, arm: str, on, off, engine: pd.
     _check(requests, arm, off, ["role"])
     effect = EFFECTS[_wanted([name], requests, engine)[0]]
     pairs = _Pairs(requests, engine, events, arm, on, off)
-    apart = _apart(requests, engine, events, arm, off)
     rows, _ = pairs.rows(effect.rows)
     of_role = {role: _changes(effect, pairs, role)[1] for role in ("RLLM", "LLM")}
     if None in of_role.values():
@@ -164,7 +165,7 @@ def special(requests: pd.DataFrame, name: str, *, arm: str, on, off, engine: pd.
     found = _interval(effect, rows, combine(of_role["RLLM"], of_role["LLM"]), 2.0, options)
     # the two roles' runs err apart from each other, so their variances add
     runs = [_runs(part) for _, part in pairs.sent[pairs.sent[arm] == on].groupby("role")]
-    return _widened(found, effect, apart, 1 / sum(1 / n for n in runs))
+    return _widened(found, effect, _pace(requests, engine, events, arm, off), 1 / sum(1 / n for n in runs))
 
 
 def _wanted(names: Iterable[str] | None, requests: pd.DataFrame, engine: pd.DataFrame | None) -> list[str]:
@@ -322,29 +323,50 @@ def _interval(effect: Effect, rows: pd.DataFrame, change: stats.Statistic, reach
     return stats.bootstrap(change, rows[["setting", "block"]], strata=rows.setting, unit=effect.change, **options)
 
 
-def _apart(requests: pd.DataFrame, engine, events, arm: str, off) -> list[_Pairs]:
-    """The off runs against the same made again, run by run; none where they were made once."""
-    if arm == "trial" or "trial" not in requests:
-        return []
-    plain = requests[requests[arm] == off]
-    runs = plain.groupby([key for key in RUN if key in plain], dropna=False, sort=False)
-    return [_Pairs(part, engine, events, "trial", 1, 0) for _, part in runs if {0, 1} <= set(part.trial)]
+class _Pace:
+    """How far the off runs are from the same made again, run by run: what the machine's changes of pace amount to."""
+
+    def __init__(self, requests: pd.DataFrame, engine, events, arm: str, off):
+        self._pairs, self._logs = [], {}
+        if arm != "trial" and "trial" in requests:
+            plain = requests[requests[arm] == off]
+            runs = plain.groupby([key for key in RUN if key in plain], dropna=False, sort=False)
+            self._pairs = [_Pairs(part, engine, events, "trial", 1, 0) for _, part in runs if {0, 1} <= set(part.trial)]
+
+    def logs(self, effect: Effect) -> np.ndarray:
+        """ln(made again / off) of an effect, one for each run that was made again."""
+        if effect.name not in self._logs:
+            again = [_value(change, rows) for rows, change, _ in (_changes(effect, pairs) for pairs in self._pairs)
+                     if change]
+            self._logs[effect.name] = np.log([ratio for ratio in again if ratio > 0])
+        return self._logs[effect.name]
 
 
-def _widened(found: Estimate, effect: Effect, apart: list[_Pairs], runs: int) -> Estimate:
+_PACES: deque[tuple[list, _Pace]] = deque(maxlen=8)  # those made last: many effects have the same runs made again
+
+
+def _pace(requests: pd.DataFrame, engine: pd.DataFrame | None, events: pd.DataFrame | None, arm: str, off) -> _Pace:
+    """The pace of these very frames, made once; frames are never changed in place."""
+    frames = (requests, engine, events)
+    for (*refs, known_arm, known_off), pace in _PACES:
+        same = all((None if ref is None else ref()) is frame for ref, frame in zip(refs, frames, strict=True))
+        if same and known_arm == arm and known_off == off:
+            return pace
+    pace = _Pace(*frames, arm, off)
+    _PACES.append(([*(None if frame is None else weakref.ref(frame) for frame in frames), arm, off], pace))
+    return pace
+
+
+def _widened(found: Estimate, effect: Effect, pace: _Pace, runs: int) -> Estimate:
     """`found` with the machine's own changes of pace added, as a variance, to its interval.
 
     They are the root mean square of ln(made again / off) over runs, with as many degrees of freedom; the mean over
     `runs` of them has that over √runs. An effect on no time, or without a control, stays as it is.
     """
-    if not (effect.timed and apart and found.has_interval):
+    if not (effect.timed and found.has_interval) or not len(logs := pace.logs(effect)):
         return found
-    again = [_value(change, rows) for rows, change, _ in (_changes(effect, pairs) for pairs in apart) if change]
-    logs = np.log([ratio for ratio in again if ratio > 0])
-    if not len(logs):
-        return found
-    pace = np.sqrt(np.mean(logs**2) / runs) * scipy_stats.t.ppf((1 + stats.LEVEL) / 2, len(logs))
-    low, high = (np.hypot(np.log(found.value / end), pace) for end in (found.lo, found.hi))
+    spread = np.sqrt(np.mean(logs**2) / runs) * scipy_stats.t.ppf((1 + stats.LEVEL) / 2, len(logs))
+    low, high = (np.hypot(np.log(found.value / end), spread) for end in (found.lo, found.hi))
     return replace(found, lo=float(found.value * np.exp(-low)), hi=float(found.value * np.exp(high)))
 
 
