@@ -25,7 +25,7 @@ from asu.errors import AsuError
 from asu.stats import Estimate
 
 CONTROL = "made again"  # how the arm `trial` is called in tables and figures
-RUN = ["engine", "pair", "size", "role", "task", "load"]  # one run among the off ones; each gives one distance
+RUN = ["engine", "pair", "size", "role", "task", "load", "prefix"]  # one of the off runs; each gives one distance
 
 COLUMNS = ["arm", "metric", "how", "off", "on", "value", "lo", "hi", "unit", "n", "note"]
 
@@ -166,6 +166,16 @@ def special(requests: pd.DataFrame, name: str, *, arm: str, on, off, engine: pd.
     # the two roles' runs err apart from each other, so their variances add
     runs = [_runs(part) for _, part in pairs.sent[pairs.sent[arm] == on].groupby("role")]
     return _widened(found, effect, _pace(requests, engine, events, arm, off), 1 / sum(1 / n for n in runs))
+
+
+def paced(found: Estimate, name: str, *, on: Sequence[pd.DataFrame], arm: str, off, control: pd.DataFrame) -> Estimate:
+    """`found` with the machine's changes of pace added, as those of the effect `name` in the control's runs made again.
+
+    For numbers on time that are made of several effects. on: the requests of each, with the option on; the more runs
+    they come from, the less one run's pace counts, and the paces of several effects add.
+    """
+    runs = 1 / sum(1 / _runs(part) for part in on)
+    return _widened(found, EFFECTS[name], _pace(control, None, None, arm, off), runs)
 
 
 def _wanted(names: Iterable[str] | None, requests: pd.DataFrame, engine: pd.DataFrame | None) -> list[str]:

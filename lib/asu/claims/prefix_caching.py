@@ -353,19 +353,19 @@ def cold_hit_share(sweep: pd.DataFrame, gauges: pd.DataFrame, **options) -> Esti
 @number("08.shared_ttft_ratio", "×", "sweep")
 def shared_ttft_ratio(sweep: pd.DataFrame, **options) -> Estimate:
     """TTFT with caching over without at the longest beginning that all share, geometric mean over sizes and roles."""
-    return _effect(_longest_shared(sweep), "ttft", ARM, **options)
+    return _effect(_longest_shared(sweep), "ttft", ARM, control=sweep, **options)
 
 
 @number("08.shared_e2e_ratio_rllm", "×", "sweep")
 def shared_e2e_ratio_rllm(sweep: pd.DataFrame, **options) -> Estimate:
     """E2E with caching over without at the longest beginning that all share, long outputs (RLLM)."""
-    return _effect(of_role(_longest_shared(sweep), "RLLM"), "e2e", ARM, **options)
+    return _effect(of_role(_longest_shared(sweep), "RLLM"), "e2e", ARM, control=sweep, **options)
 
 
 @number("08.shared_e2e_ratio_llm", "×", "sweep")
 def shared_e2e_ratio_llm(sweep: pd.DataFrame, **options) -> Estimate:
     """E2E with caching over without at the longest beginning that all share, short outputs (LLM)."""
-    return _effect(of_role(_longest_shared(sweep), "LLM"), "e2e", ARM, **options)
+    return _effect(of_role(_longest_shared(sweep), "LLM"), "e2e", ARM, control=sweep, **options)
 
 
 @number("08.shared_saving_small", "ms", "sweep")
@@ -405,7 +405,9 @@ def size_advantage(sweep: pd.DataFrame, **options) -> Estimate:
                      rows[mask & (rows.role == role).to_numpy()], "prefix_caching", True, False,
                      lambda part: stats.mean(part.share_s), combine=stats.ratio)]
         sides.append(stats.geometric_mean(parts))
-    return over_problems(rows, stats.ratio(*sides), **options)
+    on = [rows[mask & rows.prefix_caching.to_numpy()] for mask in (~small, small)]
+    return effects.paced(over_problems(rows, stats.ratio(*sides), **options), "time_per_request", on=on,
+                         arm="prefix_caching", off=False, control=sweep)
 
 
 # --- claims ---------------------------------------------------------------------------------------------------------
