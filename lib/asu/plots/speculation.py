@@ -143,7 +143,7 @@ def speedup_by_yield(rates: pd.DataFrame) -> Figure:
     ax.set_ylim(0, top)
     ax.set_xlabel("tokens a step yields [tok]")
     ax.set_ylabel("time per request, off / on [×]")
-    legend(figure, _handles([ax]))
+    legend(figure, _handles([ax]), columns=2)
     return figure
 
 
