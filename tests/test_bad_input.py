@@ -12,7 +12,7 @@
 # negative rate                     test_study wrong_axes, test_load impossible_rates, here
 # rate 0; CV 0, CV negative         here; test_load no_variation_means_constant_gaps, impossible_rates
 # trace unsorted, negative, missing  test_load a_bad_trace; unknown: here; trace at rate 0: test_traces no_trace_is_sent
-# SLO never or always met, no SLO   test_traffic an_slo_never_or_always_met, an_slo_that_is_no_time_or_no_share
+# SLO never or always met, no SLO   test_traffic an_slo_never_or_always_met, an_slo_that_is_no_time, an_slo_for_no_share
 # quantised checkpoint, bad digest  test_quantise a_checkpoint_that_does_not_match, a_checkpoint_of_another_scheme
 # scheme the platform cannot run    test_quantise what_the_cpu_cannot_serve, here
 # draft of another vocabulary       test_speculation a_draft_with_another_vocabulary; unknown: an_unknown_draft

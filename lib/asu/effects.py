@@ -164,18 +164,19 @@ def special(requests: pd.DataFrame, name: str, *, arm: str, on, off, engine: pd.
     combine = stats.difference if effect.how == "difference" else stats.ratio
     found = _interval(effect, rows, combine(of_role["RLLM"], of_role["LLM"]), 2.0, options)
     # the two roles' runs err apart from each other, so their variances add
-    runs = [_runs(part) for _, part in pairs.sent[pairs.sent[arm] == on].groupby("role")]
-    return _widened(found, effect, _pace(requests, engine, events, arm, off), 1 / sum(1 / n for n in runs))
+    runs = [part for _, part in pairs.sent[pairs.sent[arm] == on].groupby("role")]
+    return paced(found, name, on=runs, arm=arm, off=off, control=requests, engine=engine, events=events)
 
 
-def paced(found: Estimate, name: str, *, on: Sequence[pd.DataFrame], arm: str, off, control: pd.DataFrame) -> Estimate:
+def paced(found: Estimate, name: str, *, on: Sequence[pd.DataFrame], arm: str, off, control: pd.DataFrame,
+          engine: pd.DataFrame | None = None, events: pd.DataFrame | None = None) -> Estimate:
     """`found` with the machine's changes of pace added, as those of the effect `name` in the control's runs made again.
 
     For numbers on time that are made of several effects. on: the requests of each, with the option on; the more runs
     they come from, the less one run's pace counts, and the paces of several effects add.
     """
     runs = 1 / sum(1 / _runs(part) for part in on)
-    return _widened(found, EFFECTS[name], _pace(control, None, None, arm, off), runs)
+    return _widened(found, EFFECTS[name], _pace(control, engine, events, arm, off), runs)
 
 
 def _wanted(names: Iterable[str] | None, requests: pd.DataFrame, engine: pd.DataFrame | None) -> list[str]:
