@@ -180,6 +180,25 @@ def test_the_knee_lies_where_the_share_in_time_falls_below():
     assert traffic.knee(r, SLO(2.0, 1.0, share=0.75), **FEW).value == pytest.approx(2 + 2 * 0.25 / 0.5)
 
 
+def test_attainment_tells_the_share_in_time_for_every_limit():
+    takes = np.where(np.arange(40) % 4, 1.0, 9.0)
+    found = traffic.attainment(requests(np.arange(40) * 0.5, takes), SLO(2.0, 1.0), **FEW)
+    assert found.ttfvt_s.iloc[[0, -1]].tolist() == pytest.approx([0.8, 7.2])
+    assert found.value.tolist() == pytest.approx([0.75] * (len(found) - 1) + [1.0])
+    slow = traffic.attainment(requests(np.arange(40) * 0.5, takes), SLO(2.0, 0.04), **FEW)
+    assert slow.value.max() == pytest.approx(0.75), "no limit on the first token helps what is slow between tokens"
+    assert traffic.attainment(requests([0.0, 1.0], 1.0, visible_s=np.nan), SLO(2.0, 1.0), **FEW).empty
+
+
+def test_the_limit_that_the_share_keeps():
+    r = requests(np.arange(40) * 0.5, np.where(np.arange(40) % 4, 1.0, 9.0))
+    assert traffic.kept_limit(r, SLO(2.0, 1.0, share=0.75), **FEW).value == pytest.approx(0.8)
+    limit = traffic.kept_limit(r, SLO(2.0, 1.0), **FEW)
+    assert limit.value == pytest.approx(7.2) and limit.lo <= 7.2 <= limit.hi
+    hidden = r.assign(visible_s=r.visible_s.where(r.index % 4 > 0))
+    assert np.isinf(traffic.kept_limit(hidden, SLO(2.0, 1.0), **FEW).value)
+
+
 def test_the_table_has_a_row_per_run_and_copes_without_gauges():
     r = pd.concat([requests(np.arange(30.0), 1.0, run="a"), requests(np.arange(30.0), 1.0, run="b", role="LLM")])
     found = traffic.table(r, engine(run="a"), SLO(2.0, 1.0), **FEW)
@@ -287,6 +306,9 @@ def test_guidance_follows_the_numbers(measured, knee, says):
     words = workload.guidance(measured | {"10.knee": knee}, SLO(2.0, 0.1))
     assert says in words and f"then waits {measured['10.burst_ttfvt_p99']} as long" in words
     assert "under a steady load;" not in words
+    low = workload.guidance({"10.knee": Estimate(np.nan), "10.least_rate": Estimate(2.0),
+                             "10.least_rate_limit": Estimate(9.0, 8.0, 11.0, "s")}, SLO(3.0, 0.1))
+    assert low.startswith("Even 2 requests per second") and "within 3 s: that share needs 9.0 [8.0, 11.0] s" in low
     calm = measured | {"10.burst_ttfvt_p99": Estimate(0.8, 0.5, 1.0), "10.verdicts_kept": Estimate(0.4, 0.2, 0.6)}
     said = workload.guidance(calm, SLO(2.0, 0.1))
     assert "did not lengthen" in said and "does not vouch" in said
@@ -304,6 +326,9 @@ def test_every_figure_draws_what_it_is_given():
     good = traffic.goodput(r, SLO(2.0, 1.0), **FEW).assign(arm="RLLM")
     for knee in (Estimate(2.0, 1.0, np.inf), Estimate(np.inf), Estimate(np.nan)):
         assert plots.goodput(good, knee, 0.95).axes[0].get_ylabel() == "served in time\n[% of the offered]"
+    promised = plots.attainment(traffic.attainment(r, SLO(2.0, 1.0), **FEW), SLO(2.0, 1.0))
+    labels = [text.get_text() for text in promised.legends[0].get_texts()]
+    assert labels == [f"{n} requests a second" for n in (1, 2, 4)]
     table = traffic.effects_by_load(option("gamma4cv4", 0.5, weights="w8a8"), **FEW)
     figure = plots.effects_by_load(table, {"gamma4cv4": "bursts"})
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()][0].startswith("RLLM, all off")

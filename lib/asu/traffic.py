@@ -17,6 +17,7 @@ from asu.specs import Gamma
 from asu.stats import Estimate
 
 STRETCHES = 10  # stretches of arrivals in each run, for resampling
+LIMITS = 25  # points of an attainment curve
 PERCENTILES = (0.5, 0.9, 0.99)
 LABELS = ["engine", "pair", "size", "role", "task", "load"]
 GAUGES = ["kv_mean", "kv_full_share", "waiting_share"]
@@ -176,6 +177,42 @@ def goodput(requests: pd.DataFrame, slo: SLO, **options) -> pd.DataFrame:
         rows.append({"run": run, **labels, "offered": rate, "good": share.value, "value": rate * share.value,
                      "lo": rate * share.lo, "hi": rate * share.hi, "unit": "1/s", "n": share.n})
     return pd.DataFrame(rows)
+
+
+def attainment(requests: pd.DataFrame, slo: SLO, **options) -> pd.DataFrame:
+    """Share of the requests served in time for every limit on the first visible token, a row per run and limit.
+
+    The limit between answer tokens stays the SLO's. Columns: run, LABELS, rate, cv, trace (asked for), ttfvt_s (the
+    limit: LIMITS of them, evenly spaced in their logarithm from the fastest request to the slowest), value, lo, hi
+    (share), unit, n. Empty where nothing ever became visible.
+    """
+    rows, r = [], _visible_in(stretches(requests), slo)
+    seen = r.visible_in_s[np.isfinite(r.visible_in_s)]
+    limits = np.geomspace(seen.min(), seen.max(), LIMITS) if len(seen) else []
+    for run, part in r.groupby("run", sort=False):
+        part = part.reset_index(drop=True)
+        labels = {c: part[c].iloc[0] for c in LABELS if c in part} | asked(part.load).iloc[0].to_dict()
+        for limit in limits:
+            share = over_stretches(part, stats.mean((part.visible_in_s <= limit * (1 + 1e-9)).astype(float)),
+                                   bounds=(0, 1), **options)
+            rows.append({"run": run, **labels, "ttfvt_s": limit} | share.as_dict())
+    return pd.DataFrame(rows)
+
+
+def kept_limit(requests: pd.DataFrame, slo: SLO, **options) -> Estimate:
+    """Shortest limit on the first visible token that the SLO's share of one run's requests keeps [s].
+
+    inf: so many are not visible within any time, or are too slow between answer tokens.
+    """
+    r = _visible_in(stretches(requests), slo)
+    known = np.isfinite(r.visible_in_s)
+    return over_stretches(r, stats.km_quantile(r.visible_in_s, known, slo.share), unit="s", **options)
+
+
+def _visible_in(derived: pd.DataFrame, slo: SLO) -> pd.DataFrame:
+    """`visible_in_s`: shortest limit on the first visible token with which a request meets the SLO [s], or inf."""
+    ever = metrics.met(derived, SLO(np.inf, slo.tbt_s))
+    return derived.assign(visible_in_s=derived.ttfvt_s.where(ever, np.inf))
 
 
 def knee(requests: pd.DataFrame, slo: SLO, **options) -> Estimate:

@@ -31,7 +31,7 @@ from asu.plots.pilot import (
 from asu.plots.prefix_caching import break_even, prompt_costs
 from asu.plots.speculation import acceptance, speedup_by_batch, speedup_by_yield, throughput_two_ways
 from asu.plots.weight_quantisation import accuracy_by_format, damage_by_length, step_time
-from asu.plots.workload import effects_by_load, goodput, traffic_over_time, waits
+from asu.plots.workload import attainment, effects_by_load, goodput, traffic_over_time, waits
 
 __all__ = [
     "acceptance",
@@ -41,6 +41,7 @@ __all__ = [
     "accuracy_by_format",
     "accuracy_by_level",
     "agreement",
+    "attainment",
     "batch_size",
     "break_even",
     "budget_curve",

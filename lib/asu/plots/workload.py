@@ -1,5 +1,8 @@
 """Real traffic: queue and KV use over time, waits against rate and burstiness, goodput and its knee, options."""
 
+import itertools
+
+import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -10,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from asu import style
 from asu.effects import EFFECTS
+from asu.metrics import SLO
 from asu.plots.core import from_zero, legend, line, need, role_handles, share_axis
 from asu.stats import Estimate
 
@@ -148,6 +152,35 @@ def goodput(good: pd.DataFrame, knee: Estimate, share: float) -> Figure:
     handles, _ = ax.get_legend_handles_labels()
     legend(figure, [*handles, Line2D([], [], color=style.FAINT, linewidth=1.0, linestyle=":", label=f"{share:.0%}")],
            columns=3)
+    return figure
+
+
+@style.styled
+def attainment(table: pd.DataFrame, slo: SLO) -> Figure:
+    """Share of the requests served in time by the limit on the first visible token, a line per rate, the lowest first.
+
+    table: of `traffic.attainment`; bands where some requests, not all or none, are in time. The SLO's limit and share
+    are dotted: where a line passes above their crossing, that rate is borne.
+    """
+    need(table, ["rate", "ttfvt_s", "value", "lo", "hi"], "attainment")
+    figure = Figure(figsize=(style.WIDTH, 3.4), layout="constrained")
+    ax = figure.subplots()
+    rates = sorted(table["rate"].unique())
+    colours = matplotlib.colormaps["cividis"](np.linspace(0, 0.75, len(rates)))
+    for rate, colour, dash in zip(rates, colours, itertools.cycle(("-", "--", "-.", ":"))):
+        rows = table[table["rate"] == rate].sort_values("ttfvt_s")
+        some = rows[rows["value"].between(0, 1, inclusive="neither")]
+        ax.fill_between(some["ttfvt_s"], some["lo"], some["hi"], color=colour, alpha=0.12, linewidth=0)
+        ax.plot(rows["ttfvt_s"], rows["value"], color=colour, linestyle=dash, label=f"{rate:g} requests a second")
+    ax.axhline(slo.share, color=style.FAINT, linewidth=1.0, linestyle=":")
+    ax.axvline(slo.ttfvt_s, color=style.FAINT, linewidth=1.0, linestyle=":")
+    ax.set(xscale="log", ylim=(0, 1.04), xlabel="limit on the first visible token [s]",
+           ylabel="served in time\n[% of the offered]")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+    legend(figure, ax.get_legend_handles_labels()[0], columns=4)
     return figure
 
 
