@@ -138,10 +138,20 @@ def test_tokens_per_step_by_phase():
 def test_kept_by_position_from_the_counters():
     rows = [{"run": "r", "session": 0, "t_s": t, "speculation": "ngram2", "spec_drafts": 10.0 * t + 3,
              "spec_accepted_0": 8.0 * t, "spec_accepted_1": 5.0 * t} for t in range(5)]
-    found = speculation.positions(labelled(rows))
-    assert found.kept.tolist() == [0.8, 0.5] and found.position.tolist() == [1, 2]
+    found = speculation.positions(labelled(rows), n_boot=50)
+    assert found.value.tolist() == [0.8, 0.5] and found.lo.tolist() == [0.8, 0.5] and found.position.tolist() == [1, 2]
     assert found.method.unique() == ["ngram"] and found.tokens.unique() == [2]
     assert speculation.positions(labelled(rows).drop(columns="spec_drafts")).empty, "an engine that does not count so"
+    twice = pd.concat([found, found.assign(speculation="ngram1", tokens=1), found.assign(speculation="ngram2@3")])
+    assert set(speculation.longest(twice.reset_index(drop=True)).speculation) == {"ngram2"}
+
+
+def test_drafts_kept_at_changing_rates_have_an_interval_and_sessions_do_not_mix():
+    rows = [{"run": "r", "session": s, "t_s": t, "speculation": "ngram2", "spec_drafts": 10.0 * t,
+             "spec_accepted_0": 4.0 * t + (t % 2), "spec_accepted_1": 3.0 * t} for s in (0, 1) for t in range(20)]
+    found = speculation.positions(labelled(rows), n_boot=200)
+    assert found.value.tolist() == pytest.approx([(4 * 19 + 1) / 190, 0.3])
+    assert found.lo[0] < found.value[0] < found.hi[0] and found.n[0] == 20
 
 
 def test_one_event_is_one_step_by_the_engine():
@@ -290,6 +300,6 @@ def test_greedy_texts_are_the_same_with_either_speculation(tmp_path):
     for label in ("draft4", "ngram4"):
         compared = agreement.compare(requests, events, {"speculation": "none"}, {"speculation": label}, label)
         assert len(compared) == 4 and compared.changed.sum() == 0
-    kept = speculation.positions(study.engine()).set_index("method").kept
+    kept = speculation.positions(study.engine()).set_index("method").value
     assert all(len(kept[method]) == 4 and kept[method].is_monotonic_decreasing for method in ("draft", "ngram"))
     assert kept["draft"].iloc[0] > 0.5

@@ -13,7 +13,7 @@ import pandas as pd
 
 from asu import audit, effects, metrics, stats
 from asu.claims.core import SILENT, SMALL_POINTS, Claim, Range, number
-from asu.contrast import contrast, groups, load_size, of_role, over_problems
+from asu.contrast import contrast, groups, load_size, of_role, over_blocks, over_problems
 from asu.errors import AsuError
 from asu.specs import MOST_DRAFTED
 from asu.stats import Estimate
@@ -58,22 +58,36 @@ def _on(frame: pd.DataFrame, wanted: str) -> str | None:
     return found[0] if found else None
 
 
-def positions(engine: pd.DataFrame) -> pd.DataFrame:
+def positions(engine: pd.DataFrame, **options) -> pd.DataFrame:
     """Share of drafts kept up to each position, by the engine's counters, a row per group and position.
 
-    Columns: pair, size, role, task, speculation, method, tokens, position (from 1), kept [share of drafts], drafts.
-    Empty where the engine does not count by position.
+    Columns: pair, size, role, task, speculation, method, tokens, position (from 1), value, lo, hi [share of drafts],
+    unit, n (stretches of time). Intervals from resampled twentieths of each run. Empty where the engine does not count
+    by position.
     """
     by, rows = ["pair", "size", "role", "task", "speculation"], []
     told = [c for c in (f"spec_accepted_{i}" for i in range(MOST_DRAFTED)) if c in engine]
     if "spec_drafts" in engine:
         for key, part in engine[engine.speculation != OFF].groupby(by, sort=False):
-            counted = {c: metrics.counted(part, c) for c in ["spec_drafts", *told]}
-            rows += [dict(zip(by, key, strict=True)) | {"position": i + 1, "drafts": counted["spec_drafts"],
-                     "kept": counted[c] / counted["spec_drafts"] if counted["spec_drafts"] else np.nan}
-                     for i, c in enumerate(told) if not np.isnan(counted[c])]
-    found = pd.DataFrame(rows, columns=[*by, "position", "drafts", "kept"])
+            made = metrics.in_blocks(_increases(part.dropna(subset=["spec_drafts"]), ["spec_drafts", *told]))
+            rows += [dict(zip(by, key, strict=True)) | {"position": i + 1} | over_blocks(
+                made, stats.ratio_of_sums(made[c], made.spec_drafts), unit="share", **options).as_dict()
+                     for i, c in enumerate(told) if len(made) and made[c].notna().all()]
+    found = pd.DataFrame(rows, columns=[*by, "position", "value", "lo", "hi", "unit", "n"])
     return found.join(method(found.speculation)) if len(found) else found.assign(method=[], tokens=[])
+
+
+def _increases(engine: pd.DataFrame, counters: list[str]) -> pd.DataFrame:
+    """Readings with what each cumulative counter rose by since the one before, within a run and session."""
+    engine = engine.sort_values(["run", "session", "t_s"], kind="stable")
+    rose = engine.groupby(["run", "session"])[counters].diff()
+    return engine.assign(**rose)[rose[counters[0]].notna()]
+
+
+def longest(positions: pd.DataFrame) -> pd.DataFrame:
+    """Of `positions`, each method's longest drafts; of several ways to make them the first."""
+    first = positions.loc[positions.groupby("method").tokens.idxmax()].speculation
+    return positions[positions.speculation.isin(first)]
 
 
 def yields(requests: pd.DataFrame, events: pd.DataFrame, by=("speculation", "size", "role"), **options) -> pd.DataFrame:

@@ -28,8 +28,8 @@ def _handles(axes) -> list:
 def acceptance(positions: pd.DataFrame, phases: pd.DataFrame, levels: pd.DataFrame) -> Figure:
     """Three panels: drafts kept up to each position; tokens per step by phase; the same over the problems' level.
 
-    positions: task, method, tokens, position, kept (of `claims.speculation.positions`), the longest drafts of a method
-    are drawn; phases, levels: speculation, phase or level, value, lo, hi.
+    positions: of `claims.speculation.positions`, of one model and task; phases, levels: speculation, phase or level,
+    value, lo, hi.
     """
     need(phases, ["speculation", "phase", "value", "lo", "hi"], "acceptance")
     figure = Figure(figsize=(style.WIDTH, 3.1), layout="constrained")
@@ -46,10 +46,9 @@ def acceptance(positions: pd.DataFrame, phases: pd.DataFrame, levels: pd.DataFra
 
 def _by_position(ax, positions: pd.DataFrame) -> None:
     for label, part in positions.groupby("speculation", sort=False):
-        mean = part.groupby("position").apply(lambda p: np.average(p.kept, weights=p.drafts), include_groups=False)
         look = _method(label)
-        ax.plot(mean.index, mean.to_numpy(), color=look.colour, marker=look.marker, linestyle=look.dash,
-                label=look.label)
+        ax.fill_between(part.position, part.lo, part.hi, color=look.colour, alpha=0.15, linewidth=0)
+        ax.plot(part.position, part.value, color=look.colour, marker=look.marker, linestyle=look.dash, label=look.label)
     if positions.empty:
         ax.text(0.5, 0.5, "not counted by this engine", ha="center", va="center", transform=ax.transAxes)
     ax.set_xlabel("position in the draft")
