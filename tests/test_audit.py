@@ -340,7 +340,7 @@ def test_claims_on_time_between_runs_need_the_runs_made_again():
 
 def test_no_number_between_runs_but_an_effect_holds_the_machines_pace():
     r = requests(trial=0)
-    frames = {"03": {"requests": r}, "05": {"batches": pd.concat([r, r.assign(trial=1)])}}
+    frames = {"03": {"requests": r}, "05": {"batches": pd.concat([r, r.assign(trial=1)]), "control": r}}
     assert set(honesty.not_told(claims.CLAIMS, frames).claim) == {"F3.spread", "batch.time", "batch.tps", "batch.ttfvt"}
 
 

@@ -267,7 +267,7 @@ def sizes():
 
 def test_batch_size_effects(sizes):
     numbers = claims.measure("05", requests=pd.concat([study(adaptive, budget=b) for b in (1024, 2048)]), batches=sizes,
-                             **FEW)
+                             control=sizes, **FEW)
     assert 1.5 / 4 < numbers["05.batch_time_ratio"].value < 0.7
     assert numbers["05.batch_tps_ratio"].value > 1.5
     # the drain at the end of a run makes the ratio differ from 1.5 only through rows beyond the common time
@@ -291,7 +291,7 @@ def test_load_sizes_come_from_labels():
 
 
 def test_measure_names_the_frames_it_needs():
-    with pytest.raises(AsuError, match=r"\['batches', 'requests'\]"):
+    with pytest.raises(AsuError, match=r"\['batches', 'control', 'requests'\]"):
         claims.measure("05", requests=pd.DataFrame())
     with pytest.raises(AsuError):
         claims.measure("09", requests=pd.DataFrame())

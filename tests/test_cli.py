@@ -191,6 +191,35 @@ def test_reproduce_makes_runs_then_the_report(house, monkeypatch):
     assert asu("reproduce").exit_code == 0 and order == [2, "embedded"]
 
 
+def test_a_report_of_missing_runs_is_refused_and_starts_no_engine(house, toys, monkeypatch):
+    write_notebook("02_second", cell("from asu.study import Study\n"), cell(PARAMETERS, "parameters"),
+                   cell(STUDY.replace("budgets", "seed=7, budgets"), "study"))
+    write_profile({"01_first": {"PROBLEMS": 3}, "02_second": {"BUDGETS": [64]}, "00_summary": None})
+    made, reported = [], []
+    monkeypatch.setattr(Study.run, "__kwdefaults__", Study.run.__kwdefaults__ | {
+        "server": lambda *_, log_path: made.append(log_path) or playthings.server(log_path)})
+    monkeypatch.setattr(cli, "_report", lambda profile, notebooks: reported.append(notebooks))
+    refused = asu("report")
+    assert refused.exit_code == 1 and "runs are missing: 2 of 01_first, 1 of 02_second\n" in refused.output
+    assert "Remedy: make them first: make reproduce PROFILE=embedded" in refused.output
+    assert asu("run", "-n", "01_first").exit_code == 0 and len(made) == 1
+    assert "runs are missing: 1 of 02_second\n" in asu("report").output
+    assert asu("report", "-n", "01_first").exit_code == asu("report", "-n", "00_summary").exit_code == 0
+    assert reported == [["01_first"], ["00_summary"]] and len(made) == 1
+
+
+def test_a_report_of_records_says_what_to_check_where_runs_are_missing(house, monkeypatch):
+    monkeypatch.setenv("ASU_RECORDS", "")  # put back as it was in the end
+    del os.environ["ASU_RECORDS"]
+    monkeypatch.setattr(paths, "PUBLISHED", house / "published")
+    (paths.PUBLISHED / "old").mkdir(parents=True)
+    (paths.PROFILES / "embedded.yaml").write_text(
+        "profile: embedded\ndescription: d\nrecords: old\nnotebooks: {01_first: {}}\n")
+    refused = asu("report")
+    assert refused.exit_code == 1 and "runs are missing in records old: 2 of 01_first\n" in refused.output
+    assert "git checkout data/runs/old" in refused.output and "make reproduce" not in refused.output
+
+
 def test_doctor_names_what_is_missing(house, monkeypatch):
     result = asu("doctor")
     assert result.exit_code == 0

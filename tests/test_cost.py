@@ -34,7 +34,7 @@ def test_memory_is_weights_and_pool():
 def test_a_measured_run_costs_what_it_took():
     assert not any(models.get(rate.spec.model).miniature for rate in cost.measured())
     for rate in cost.measured():
-        took = rate.spec.problems * rate.tokens / rate.tokens_per_s
+        took = rate.spec.problems * rate.spec.repeats * rate.tokens / rate.tokens_per_s
         if rate.spec.lengths:  # lengths of more problems than were run: the same up to what problems were drawn
             assert cost.seconds(rate.spec) == pytest.approx(took, rel=0.5)
 

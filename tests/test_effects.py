@@ -130,7 +130,7 @@ def test_the_control_is_the_off_runs_made_again_and_widens_intervals():
     again = [run(role, task, trial=1, pace=1.2) for role in ("RLLM", "LLM") for task in ("mini-easy", "mini-medium")]
     frame = pd.concat([frame, *again], ignore_index=True)
     found = effects.estimate(frame, "e2e", arm="kv_cache", on="fp8_e4m3", off="bf16", **FEW)
-    half = np.log(1.2) / np.sqrt(4) * 2.776445  # four runs: t with four degrees of freedom
+    half = np.log(1.2) / np.sqrt(2) * 4.302653  # two runs on each of two servers: t with two degrees of freedom
     assert found.value == pytest.approx(0.9)
     assert np.log([found.lo, found.hi]) == pytest.approx(np.log(0.9) + np.array([-half, half]))
     control = effects.table(frame, arm="trial", off=0, metrics=["e2e", "accuracy"], **FEW)
@@ -138,6 +138,34 @@ def test_the_control_is_the_off_runs_made_again_and_widens_intervals():
     assert control[control.metric == "e2e"].value.tolist() == pytest.approx([1.2, 1.2])
     same = effects.estimate(frame, "accuracy", arm="kv_cache", on="fp8_e4m3", off="bf16", **FEW)
     assert abs(same.lo) < 0.1  # the machine's pace changes no answer
+
+
+def test_the_pace_that_runs_of_a_server_share_does_not_even_out_with_more_of_them():
+    normal = 1.959964
+    apart = [np.full(50, sign * np.log(1.2)) for sign in (1, -1)] * 50
+    for servers, runs in ((1, 1), (1, 50), (4, 4), (4, 200)):
+        assert effects._spread(apart, [(servers, runs)], False) == pytest.approx(
+            normal * np.log(1.2) / np.sqrt(servers), rel=0.02)
+    assert effects._spread(apart, [(1, 1), (1, 1)], False) == pytest.approx(normal * np.log(1.2) * 2**0.5, rel=0.02)
+    assert effects._spread(apart, [(1, 1)], True) == pytest.approx(0, abs=1e-6), "within a server nothing changed"
+
+
+def test_the_paces_of_servers_and_of_their_runs_are_told_apart():
+    rng = np.random.default_rng(0)
+    both = [0.3 * rng.standard_normal() + 0.1 * rng.standard_normal(8) for _ in range(4000)]
+    for servers, runs in ((1, 1), (1, 8), (2, 16)):
+        wanted = 1.96 * np.sqrt(0.3**2 / servers + 0.1**2 / runs)
+        assert effects._spread(both, [(servers, runs)], False) == pytest.approx(wanted, rel=0.05)
+    assert effects._spread(both, [(1, 4)], True) == pytest.approx(1.96 * 0.1 / 2, rel=0.05)
+    alone = [rng.standard_normal(1) for _ in range(4000)]
+    assert effects._spread(alone, [(1, 1)], False) == pytest.approx(1.96, rel=0.05)
+    assert effects._spread(alone, [(1, 1)], True) == 0, "one run of each server tells nothing of what is within"
+
+
+def test_few_servers_are_unsure():
+    assert effects._spread([np.array([0.1])], [(1, 1)], False) == pytest.approx(1.27, rel=0.01)  # t of one degree
+    quiet = [np.array([0.1, -0.1, 0.1, -0.1])]
+    assert effects._spread(quiet, [(1, 4)], False) == pytest.approx(3.182 * 0.11547 / 2, rel=0.01)  # of three
 
 
 def test_times_between_tokens_from_events_count_each_token_of_an_event():

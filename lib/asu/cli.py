@@ -44,13 +44,18 @@ def command(**settings) -> Callable:
     return register
 
 
-def _studies(profile: str, notebooks: list[str] | None) -> list[Study]:
-    """All runs of a profile, or of some of its notebooks, joined so that they share servers: one study per store."""
-    chosen, joined = profiles.load(profile), {}
+def _by_notebook(profile: str, notebooks: list[str] | None) -> dict[str, Study]:
+    """The study of every notebook of a profile, or of some of them."""
+    chosen = profiles.load(profile)
     if chosen.records:
         os.environ.setdefault("ASU_RECORDS", chosen.records)  # for the notebooks' kernels too
-    for name in notebooks or chosen.notebooks:
-        study = profiles.study_of(name, profile)
+    return {name: profiles.study_of(name, profile) for name in notebooks or chosen.notebooks}
+
+
+def _studies(profile: str, notebooks: list[str] | None) -> list[Study]:
+    """All runs of a profile, or of some of its notebooks, joined so that they share servers: one study per store."""
+    joined = {}
+    for study in _by_notebook(profile, notebooks).values():
         joined[study.store.root] = joined[study.store.root] + study if study.store.root in joined else study
     return list(joined.values())
 
@@ -115,20 +120,33 @@ def run(profile: str = _PROFILE, notebook: list[str] = _NOTEBOOK):
 
 @command(epilog="Example: python -m asu report --profile embedded")
 def report(profile: str = _PROFILE, notebook: list[str] = _NOTEBOOK):
-    """Make missing runs, execute the notebooks, and write the HTML report with its index."""
-    _reproduce(profile, notebook)
+    """Execute the notebooks from complete runs and write the HTML report with its index. Starts no engine."""
+    _need_runs(profile, notebook)
+    _report(profile, notebook)
 
 
 @command(epilog="Example: python -m asu reproduce")
 def reproduce(profile: str = _PROFILE):
     """Everything: missing runs of all notebooks grouped by server, then all notebooks, then the index."""
-    _reproduce(profile, None)
-
-
-def _reproduce(profile: str, notebooks: list[str] | None) -> None:
-    for study in _studies(profile, notebooks):
+    for study in _studies(profile, None):
         study.run()
-    _report(profile, notebooks)
+    _report(profile, None)
+
+
+def _need_runs(profile: str, notebooks: list[str] | None) -> None:
+    """AsuError if runs are missing: a notebook would make them."""
+    plans = {name: study.plan() for name, study in _by_notebook(profile, notebooks).items() if len(study)}
+    missing = {name: plan[~plan.done] for name, plan in plans.items() if not plan.done.all()}
+    if not missing:
+        return
+    records = os.environ.get("ASU_RECORDS")
+    counts = ", ".join(f"{len(rows)} of {name}" for name, rows in missing.items())
+    blocked = {reason: None for rows in missing.values() for reason in rows.blocked.dropna()}
+    raise AsuError(
+        f"runs are missing{f' in records {records}' if records else ''}: {'; '.join([counts, *blocked])}",
+        f"restore the records: git checkout data/runs/{records}; if they are whole, look whether "
+        f"notebooks/profiles/{profile}.yaml asks for other runs or ASU_RECORDS names other records" if records
+        else f"make them first: make reproduce PROFILE={profile}")
 
 
 def _report(profile: str, notebooks: list[str] | None) -> None:

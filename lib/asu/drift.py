@@ -177,6 +177,10 @@ def loss_by_length(lost: pd.DataFrame, arm: str, edges: Sequence[float] = LENGTH
 
 
 def loss_slope(lost: pd.DataFrame, **options) -> stats.Estimate:
-    """Accuracy lost per 1,000 more thinking tokens, least squares over requests; problems are resampled."""
-    return stats.bootstrap(stats.slope(lost.thinking_off / 1000, lost.loss), lost.problem_id,
+    """Right answers lost per 1,000 more thinking tokens, least squares over requests; problems are resampled.
+
+    Of the requests that were answered rightly without: the others have nothing to lose, and they are the long ones.
+    """
+    right = lost[lost.hit_off == 1].reset_index(drop=True)
+    return stats.bootstrap(stats.slope(right.thinking_off / 1000, right.loss), right.problem_id,
                            unit="share/1,000 tok", **options)

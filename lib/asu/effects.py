@@ -6,7 +6,8 @@ what no difference looks like on this machine.
 
 Intervals come from resampling the problems (for KV use: twentieths of both runs), the same on both sides. That holds
 what hangs on the problems, but not that the machine is faster in one minute than in the next, which moves all requests
-of a run together. Where the frame has the off runs made again, effects on time are widened by how far those are apart.
+of a run together, and of all runs of a server more or less. Where the frame has the off runs made again, on servers of
+their own, effects on time are widened by how far those are apart.
 """
 
 import weakref
@@ -25,7 +26,8 @@ from asu.errors import AsuError
 from asu.stats import Estimate
 
 CONTROL = "made again"  # how the arm `trial` is called in tables and figures
-RUN = ["engine", "pair", "size", "role", "task", "load", "prefix"]  # one of the off runs; each gives one distance
+SERVER = ["engine", "pair", "size", "role", "max_requests", "kv_pool_tokens"]  # runs of one arm that share a server
+RUN = [*SERVER, "task", "load", "prefix"]  # one of the off runs; each gives one distance
 
 COLUMNS = ["arm", "metric", "how", "off", "on", "value", "lo", "hi", "unit", "n", "note"]
 
@@ -128,7 +130,7 @@ def table(requests: pd.DataFrame, *, engine: pd.DataFrame | None = None, arm: st
             pairs = _Pairs(part, engine, events, arm, on, off)
             for effect in wanted:
                 found, note = _effect(effect, pairs, options)
-                row = _row(effect, pairs, _widened(found, effect, pace, pairs.runs), note)
+                row = _row(effect, pairs, _widened(found, effect, pace, [pairs.made]), note)
                 rows += [] if row is None else [label | row]
     return pd.DataFrame(rows, columns=[*by, *COLUMNS])
 
@@ -145,14 +147,15 @@ def estimate(requests: pd.DataFrame, name: str, *, arm: str, on, off, engine: pd
     pairs = _Pairs(requests, engine, events, arm, on, off)
     found, _ = _effect(effect, pairs, options)
     control = requests if control is None else control
-    return _widened(found, effect, _pace(control, engine, events, arm, off), pairs.runs)
+    return _widened(found, effect, _pace(control, engine, events, arm, off), [pairs.made])
 
 
 def special(requests: pd.DataFrame, name: str, *, arm: str, on, off, engine: pd.DataFrame | None = None,
-            events: pd.DataFrame | None = None, **options) -> Estimate:
+            events: pd.DataFrame | None = None, control: pd.DataFrame | None = None, **options) -> Estimate:
     """How far an effect is one on reasoning models: that on RLLMs minus that on LLMs, or over it for a ratio.
 
-    Both are means over settings, of the same draws of problems; not known where one of the two is not.
+    Both are means over settings, of the same draws of problems; not known where one of the two is not. control: as in
+    `estimate`.
     """
     _check(requests, arm, off, ["role"])
     effect = EFFECTS[_wanted([name], requests, engine)[0]]
@@ -165,18 +168,21 @@ def special(requests: pd.DataFrame, name: str, *, arm: str, on, off, engine: pd.
     found = _interval(effect, rows, combine(of_role["RLLM"], of_role["LLM"]), 2.0, options)
     # the two roles' runs err apart from each other, so their variances add
     runs = [part for _, part in pairs.sent[pairs.sent[arm] == on].groupby("role")]
-    return paced(found, name, on=runs, arm=arm, off=off, control=requests, engine=engine, events=events)
+    control = requests if control is None else control
+    return paced(found, name, on=runs, arm=arm, off=off, control=control, engine=engine, events=events)
 
 
 def paced(found: Estimate, name: str, *, on: Sequence[pd.DataFrame], arm: str, off, control: pd.DataFrame,
-          engine: pd.DataFrame | None = None, events: pd.DataFrame | None = None) -> Estimate:
+          engine: pd.DataFrame | None = None, events: pd.DataFrame | None = None, one_server: bool = False
+          ) -> Estimate:
     """`found` with the machine's changes of pace added, as those of the effect `name` in the control's runs made again.
 
-    For numbers on time that are made of several effects. on: the requests of each, with the option on; the more runs
-    they come from, the less one run's pace counts, and the paces of several effects add.
+    For numbers on time that are made of several effects. on: the requests of each, with the option on; the more servers
+    and runs they come from, the less the pace of one counts, and the paces of several effects add. one_server: both
+    sides were served by one server, so that only what changes from run to run counts.
     """
-    runs = 1 / sum(1 / _runs(part) for part in on)
-    return _widened(found, EFFECTS[name], _pace(control, engine, events, arm, off), runs)
+    pace = _pace(control, engine, events, arm, off)
+    return _widened(found, EFFECTS[name], pace, [_made(part) for part in on], one_server)
 
 
 def _wanted(names: Iterable[str] | None, requests: pd.DataFrame, engine: pd.DataFrame | None) -> list[str]:
@@ -224,9 +230,9 @@ class _Pairs:
         self._sides: dict[str, list[tuple[str, _Side, _Side]]] = {}
 
     @property
-    def runs(self) -> int:
-        """In how many runs the option was on."""
-        return _runs(self.sent[self.sent[self.arm] == self.on])
+    def made(self) -> tuple[int, int]:
+        """(servers, runs) with the option on."""
+        return _made(self.sent[self.sent[self.arm] == self.on])
 
     def rows(self, which: str) -> tuple[pd.DataFrame, str]:
         """(rows, note) of "requests" or "samples": those of settings that have both arms."""
@@ -274,8 +280,9 @@ class _Pairs:
         return read, f"gauge read on {known} of {asked} sets" if known < asked else ""
 
 
-def _runs(frame: pd.DataFrame) -> int:
-    return len(frame[[key for key in RUN if key in frame]].drop_duplicates())
+def _made(frame: pd.DataFrame) -> tuple[int, int]:
+    """(servers, runs) that the requests of one arm come from."""
+    return tuple(len(frame[[key for key in keys if key in frame]].drop_duplicates()) for keys in (SERVER, RUN))
 
 
 def _equal(frame: pd.DataFrame, arm: str) -> list[str]:
@@ -338,19 +345,26 @@ class _Pace:
     """How far the off runs are from the same made again, run by run: what the machine's changes of pace amount to."""
 
     def __init__(self, requests: pd.DataFrame, engine, events, arm: str, off):
-        self._pairs, self._logs = [], {}
+        self._servers, self._logs = [], {}
         if arm != "trial" and "trial" in requests:
             plain = requests[requests[arm] == off]
-            runs = plain.groupby([key for key in RUN if key in plain], dropna=False, sort=False)
-            self._pairs = [_Pairs(part, engine, events, "trial", 1, 0) for _, part in runs if {0, 1} <= set(part.trial)]
+            for _, server in _by(plain, SERVER):
+                again = [_Pairs(part, engine, events, "trial", 1, 0) for _, part in _by(server, RUN)
+                         if {0, 1} <= set(part.trial)]
+                self._servers += [again] if again else []
 
-    def logs(self, effect: Effect) -> np.ndarray:
-        """ln(made again / off) of an effect, one for each run that was made again."""
+    def logs(self, effect: Effect) -> list[np.ndarray]:
+        """ln(made again / off) of an effect, one for each run that was made again, by the server that made them."""
         if effect.name not in self._logs:
-            again = [_value(change, rows) for rows, change, _ in (_changes(effect, pairs) for pairs in self._pairs)
-                     if change]
-            self._logs[effect.name] = np.log([ratio for ratio in again if ratio > 0])
+            changes = [[_changes(effect, pairs) for pairs in server] for server in self._servers]
+            ratios = [[_value(change, rows) for rows, change, _ in server if change] for server in changes]
+            logs = [np.log([ratio for ratio in server if ratio > 0]) for server in ratios]
+            self._logs[effect.name] = [part for part in logs if len(part)]
         return self._logs[effect.name]
+
+
+def _by(frame: pd.DataFrame, keys: list[str]):
+    return frame.groupby([key for key in keys if key in frame], dropna=False, sort=False)
 
 
 _PACES: deque[tuple[list, _Pace]] = deque(maxlen=8)  # those made last: many effects have the same runs made again
@@ -368,17 +382,39 @@ def _pace(requests: pd.DataFrame, engine: pd.DataFrame | None, events: pd.DataFr
     return pace
 
 
-def _widened(found: Estimate, effect: Effect, pace: _Pace, runs: int) -> Estimate:
+def _widened(found: Estimate, effect: Effect, pace: _Pace, made: Sequence[tuple[int, int]],
+             one_server: bool = False) -> Estimate:
     """`found` with the machine's own changes of pace added, as a variance, to its interval.
 
-    They are the root mean square of ln(made again / off) over runs, with as many degrees of freedom; the mean over
-    `runs` of them has that over √runs. An effect on no time, or without a control, stays as it is.
+    made: (servers, runs) that each of the effects in `found` is a mean over. Runs of one server follow each other and
+    share its pace, so that more of them do not even it out; more servers do. An effect on no time, or without a
+    control, stays as it is.
     """
-    if not (effect.timed and found.has_interval) or not len(logs := pace.logs(effect)):
+    if not (effect.timed and found.has_interval) or not (logs := pace.logs(effect)):
         return found
-    spread = np.sqrt(np.mean(logs**2) / runs) * scipy_stats.t.ppf((1 + stats.LEVEL) / 2, len(logs))
+    if not (spread := _spread(logs, made, one_server)):
+        return found
     low, high = (np.hypot(np.log(found.value / end), spread) for end in (found.lo, found.hi))
     return replace(found, lo=float(found.value * np.exp(-low)), hi=float(found.value * np.exp(high)))
+
+
+def _spread(logs: list[np.ndarray], made: Sequence[tuple[int, int]], one_server: bool) -> float:
+    """Half the interval of the ln of a mean over `made`, from ln(made again / off) by server; 0 where nothing tells it.
+
+    Two components of variance by the method of moments: between servers, around nothing, and within a server, between
+    its runs; degrees of freedom by Satterthwaite. Where no server made two runs again, all of it is between.
+    """
+    free = len(logs), sum(len(part) - 1 for part in logs)
+    within = sum(((part - part.mean()) ** 2).sum() for part in logs) / free[1] if free[1] else 0.0
+    of_means, each = np.mean([part.mean() ** 2 for part in logs]), np.mean([1 / len(part) for part in logs])
+    if one_server or of_means <= within * each:  # nothing beyond what its runs differ by
+        terms = 0.0, within * sum(1 / runs for _, runs in made)
+    else:
+        terms = (of_means * sum(1 / servers for servers, _ in made),
+                 within * sum(1 / runs - each / servers for servers, runs in made))
+    variance, unsure = sum(terms), sum(term**2 / n for term, n in zip(terms, free, strict=True) if n)
+    freedom = variance**2 / unsure if unsure else 1.0
+    return float(np.sqrt(max(variance, 0.0)) * scipy_stats.t.ppf((1 + stats.LEVEL) / 2, freedom))
 
 
 def _row(effect: Effect, pairs: _Pairs, found: Estimate, note: str) -> dict | None:

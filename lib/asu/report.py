@@ -149,7 +149,7 @@ def _recorded(name: str, number: Estimate | Mapping | float) -> dict:
         raise AsuError(f"{name} is {given.value}", "record a finite number, or an Estimate that says it is not known")
     if given.has_interval and given.lo > given.hi:
         raise AsuError(f"{name} has an interval from {given.lo} down to {given.hi}", "exchange lo and hi")
-    ends = {key: end if math.isfinite(end) else None
+    ends = {key: end if math.isfinite(end) else None if math.isnan(end) else str(end)  # JSON knows no infinity
             for key, end in (("value", given.value), ("lo", given.lo), ("hi", given.hi))}
     return {**ends, "unit": given.unit, "n": given.n}
 

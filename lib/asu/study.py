@@ -295,6 +295,29 @@ def _check(spec: RunSpec) -> None:
     engine.check_sampling(spec.options, spec.sampling)
 
 
+def servable(kv_caches: Iterable[str], **axes) -> tuple[list[str], str]:
+    """Those of some KV formats that the engine takes on this machine, and a sentence on the others, "" where none are.
+
+    axes: a study's other axes. Where the first format, the plain one, is refused too, the fault is not the formats':
+    all are kept, and `Study.run` says what it is. Published records are read as they are.
+    """
+    asked = list(dict.fromkeys(kv_caches))
+    refused = {} if os.environ.get("ASU_RECORDS") else {
+        name: why for name in asked if (why := _refusal(Study(kv_cache=name, **axes).specs[0]))}
+    if not refused or asked[0] in refused:
+        return asked, ""
+    return [name for name in asked if name not in refused], f"Left out on this machine: {'; '.join(refused.values())}."
+
+
+def _refusal(spec: RunSpec) -> str:
+    """Why the engine cannot do on this machine what the spec asks, "" where it can."""
+    try:
+        _check(spec)
+    except AsuError as error:
+        return error.problem
+    return ""
+
+
 def _start_s(model: str) -> float:
     """How long a server with this model should take to start [s]."""
     return START_S[models.get(model).miniature]

@@ -219,7 +219,8 @@ def knee(requests: pd.DataFrame, slo: SLO, **options) -> Estimate:
     """Largest rate offered up to which the SLO's share of the requests meets it [1/s], runs of rising rate.
 
     Between two measured rates the share is taken as a straight line; the first crossing counts. inf: never seen to
-    fall below; NaN: too low at the lowest rate already, so that the knee lies below what was measured.
+    fall below; NaN: too low at the lowest rate already, so that the knee lies below what was measured. A lower end of 0
+    says the same of it.
     """
     r = stretches(requests).assign(good=lambda frame: metrics.met(frame, slo).astype(float))
     runs = sorted((arrivals(part.due_s)[0], run) for run, part in r.groupby("run", sort=False))
@@ -230,17 +231,18 @@ def knee(requests: pd.DataFrame, slo: SLO, **options) -> Estimate:
         good = np.stack([share(w) for share in shares], axis=1)
         return np.array([_crossing(rates, row, slo.share) for row in good])
 
-    return over_stretches(r, of, unit="1/s", **options)
+    found = over_stretches(r, of, unit="1/s", **options)
+    return found if found.value > 0 else Estimate(np.nan, unit="1/s", n=found.n)
 
 
 def _crossing(rates: np.ndarray, good: np.ndarray, level: float) -> float:
-    """Where the line through (rates, good) first falls below `level`; inf if never, NaN if it starts there."""
+    """Where the line through (rates, good) first falls below `level`; inf if never, 0 if it starts there."""
     below = np.flatnonzero(good < level)
     if not len(below):
         return np.inf
     k = below[0]
     if k == 0:
-        return np.nan
+        return 0.0
     return float(rates[k - 1] + (rates[k] - rates[k - 1]) * (good[k - 1] - level) / (good[k - 1] - good[k]))
 
 

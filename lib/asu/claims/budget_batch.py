@@ -1,9 +1,13 @@
-"""05: token budget (frame `requests`, several budgets) and batch size (frame `batches`, several load sizes), RLLM."""
+"""05: token budget (frame `requests`, several budgets) and batch size (frame `batches`, several load sizes), RLLM.
+
+`control` has runs made again (trial 1): how far those of one server are apart widens the intervals on time between
+batch sizes, which share a server.
+"""
 
 import numpy as np
 import pandas as pd
 
-from asu import metrics, stats
+from asu import effects, metrics, stats
 from asu.claims.core import SILENT, SMALL_POINTS, Claim, Range, number
 from asu.claims.paper import paper_budget_gains
 from asu.contrast import SETTINGS, contrast, hits, known_until, load_size, of_role, over_batches, over_problems
@@ -56,6 +60,12 @@ def _size_contrast(frame: pd.DataFrame, big: float, small: float, make, combine)
     return contrast(frame, "at_once", big, small, make, combine=combine, ignore=("load", "max_requests"))
 
 
+def _paced(found: Estimate, name: str, batches: pd.DataFrame, control: pd.DataFrame) -> Estimate:
+    r, big, _ = _sized(batches)
+    return effects.paced(found, name, on=[r[r.at_once == big]], arm="weights", off="bf16", control=control,
+                         one_server=True)
+
+
 def _size_ratio_of_batches(requests: pd.DataFrame, make, **options) -> Estimate:
     r, big, small = _sized(requests)
     keep = [c for c in [*SETTINGS, "role", "at_once"] if c in r]
@@ -63,21 +73,23 @@ def _size_ratio_of_batches(requests: pd.DataFrame, make, **options) -> Estimate:
     return over_batches(rows, stats.geometric_mean(_size_contrast(rows, big, small, make, stats.ratio)), **options)
 
 
-@number("05.batch_time_ratio", "×", "batches", per_task=True)
-def batch_time_ratio(batches: pd.DataFrame, **options) -> Estimate:
+@number("05.batch_time_ratio", "×", "batches", "control", per_task=True)
+def batch_time_ratio(batches: pd.DataFrame, control: pd.DataFrame, **options) -> Estimate:
     """Time per request at the largest batch size over that at the smallest, geometric mean over sets and sizes."""
-    return _size_ratio_of_batches(batches, lambda rows: stats.ratio_of_sums(rows.wall_s, rows.requests), **options)
+    found = _size_ratio_of_batches(batches, lambda rows: stats.ratio_of_sums(rows.wall_s, rows.requests), **options)
+    return _paced(found, "time_per_request", batches, control)
 
 
-@number("05.batch_tps_ratio", "×", "batches", per_task=True)
-def batch_tps_ratio(batches: pd.DataFrame, **options) -> Estimate:
+@number("05.batch_tps_ratio", "×", "batches", "control", per_task=True)
+def batch_tps_ratio(batches: pd.DataFrame, control: pd.DataFrame, **options) -> Estimate:
     """Throughput at the largest batch size over that at the smallest, geometric mean over sets and sizes."""
-    return _size_ratio_of_batches(batches, lambda rows: stats.ratio_of_sums(rows.output_tokens, rows.wall_s),
-                                  **options)
+    found = _size_ratio_of_batches(batches, lambda rows: stats.ratio_of_sums(rows.output_tokens, rows.wall_s),
+                                   **options)
+    return _paced(found, "tps", batches, control)
 
 
-@number("05.batch_ttfvt_ratio", "×", "batches", per_task=True)
-def batch_ttfvt_ratio(batches: pd.DataFrame, **options) -> Estimate:
+@number("05.batch_ttfvt_ratio", "×", "batches", "control", per_task=True)
+def batch_ttfvt_ratio(batches: pd.DataFrame, control: pd.DataFrame, **options) -> Estimate:
     """Mean TTFVT at the largest batch size over that at the smallest, paired by problem.
 
     Area under the survivor curve up to one common time per set, so that requests that never left thinking count on
@@ -90,7 +102,8 @@ def batch_ttfvt_ratio(batches: pd.DataFrame, **options) -> Estimate:
     def make(rows: pd.DataFrame) -> stats.Statistic:
         return stats.km_mean(rows.ttfvt_observed_s, ~rows.ttfvt_censored, until=until[rows.task.iloc[0]])
 
-    return over_problems(r, stats.geometric_mean(_size_contrast(r, big, small, make, stats.ratio)), **options)
+    found = over_problems(r, stats.geometric_mean(_size_contrast(r, big, small, make, stats.ratio)), **options)
+    return _paced(found, "ttfvt", batches, control)
 
 
 @number("05.batch_accuracy_change", "share", "batches", per_task=True)

@@ -89,7 +89,7 @@ CLAIMS = [
           "01.kv_peak_ratio", Range(lo=MATERIAL_RATIO),
           f"peaks {_paper_kv_peak_ratio():.1f} × on average, 1.8 to 8.1 × by set, 7B [figure]",
           _paper_kv_peak_ratio()),
-    Claim("F1.swing", "A reasoning model's KV use swings widely during a run; its plain twin's does not.",
+    Claim("F1.swing", "A reasoning model's KV use swings far more widely during a run than its plain twin's.",
           "01.kv_swing_ratio", Range(lo=MATERIAL_RATIO),
           "RLLM 3 to 70 % in extreme cases, a range of 0.67; LLM below 3 % [text, at second hand]",
           float(paper("kv_range").value.iloc[0]), compared="01.kv_range_rllm"),

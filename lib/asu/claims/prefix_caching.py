@@ -4,8 +4,8 @@ The sweep's prompts are words without meaning before a problem (`specs.Prefix`),
 in it is graded. A run without caching does not look at what a prompt says, only at how long it is: kinds of equal
 length share one such run.
 
-Where an effect may be no larger than what changes from run to run (E2E of single questions, what caching costs), the
-intervals come from resampled runs, each set and size, or each length, being one; elsewhere from resampled problems.
+What a look-up costs is no larger than what changes from run to run: its intervals come from resampled runs. Those of
+effects come from resampled problems and the runs made again (`asu.effects`).
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from asu.stats import Estimate
 
 ARM = {"arm": "prefix_caching", "on": True, "off": False}
 AGAIN = {"arm": "trial", "on": 1, "off": 0}
-TWINS_ALIKE = 0.05  # E2E: reasoning and plain twin closer than this are affected alike
+TWINS_ALIKE = 1.05  # E2E: reasoning and plain twin closer than this factor are affected alike
 UNSHARED, SHARED, GROWING = "unique", "few_shot", "multi_turn"
 COSTS = {"prefill": "µs/tok", "saving": "µs/tok", "look_up": "µs/tok", "break_even": "share"}
 
@@ -225,61 +225,42 @@ def texts_changed_again(again: pd.DataFrame, **options) -> Estimate:
     return texts_changed(again, **AGAIN, **options)
 
 
-def _by_run(requests: pd.DataFrame, arm: str, on, off) -> pd.DataFrame:
-    """E2E on over off of every model and set, over the requests that both sides finished: size, role, task, ratio."""
-    r = metrics.derive(requests)
-    r = r[r.finished & r[arm].isin([on, off])]
-    by = ["size", "role", "task"]
-    both = r.pivot(index=[*by, "request_id"], columns=arm, values="e2e_s").dropna().groupby(level=by).mean()
-    return (both[on] / both[off]).rename("ratio").reset_index()
-
-
-def _e2e_ratio(requests: pd.DataFrame, compared: Mapping, **options) -> Estimate:
-    if requests.empty:
-        return Estimate(np.nan)
-    runs = _by_run(requests, **compared)
-    mean = stats.mean(np.log(runs.ratio))
-    return stats.bootstrap(lambda w: np.exp(mean(w)), runs[["size", "role", "task"]], **options)
-
-
-@number("08.e2e_ratio", "×", "requests")
-def e2e_ratio(requests: pd.DataFrame, **options) -> Estimate:
+@number("08.e2e_ratio", "×", "requests", "again")
+def e2e_ratio(requests: pd.DataFrame, again: pd.DataFrame, **options) -> Estimate:
     """E2E with caching over without, single questions, RLLM, geometric mean over sets and sizes."""
-    return _e2e_ratio(of_role(requests, "RLLM"), ARM, **options)
+    return _effect(of_role(requests, "RLLM"), "e2e", ARM, control=again, **options)
 
 
-@number("08.e2e_ratio_small", "×", "requests")
-def e2e_ratio_small(requests: pd.DataFrame, **options) -> Estimate:
+@number("08.e2e_ratio_small", "×", "requests", "again")
+def e2e_ratio_small(requests: pd.DataFrame, again: pd.DataFrame, **options) -> Estimate:
     """The same of the smallest model."""
-    return e2e_ratio(of_size(requests, small=True), **options)
+    return e2e_ratio(of_size(requests, small=True), again, **options)
 
 
-@number("08.e2e_ratio_large", "×", "requests")
-def e2e_ratio_large(requests: pd.DataFrame, **options) -> Estimate:
+@number("08.e2e_ratio_large", "×", "requests", "again")
+def e2e_ratio_large(requests: pd.DataFrame, again: pd.DataFrame, **options) -> Estimate:
     """The same of all larger models."""
-    return e2e_ratio(of_size(requests, small=False), **options)
+    return e2e_ratio(of_size(requests, small=False), again, **options)
 
 
-@number("08.e2e_ratio_llm", "×", "requests")
-def e2e_ratio_llm(requests: pd.DataFrame, **options) -> Estimate:
+@number("08.e2e_ratio_llm", "×", "requests", "again")
+def e2e_ratio_llm(requests: pd.DataFrame, again: pd.DataFrame, **options) -> Estimate:
     """E2E with caching over without, single questions, LLM, geometric mean over sets and sizes."""
-    return _e2e_ratio(of_role(requests, "LLM"), ARM, **options)
+    return _effect(of_role(requests, "LLM"), "e2e", ARM, control=again, **options)
 
 
 @number("08.e2e_ratio_again", "×", "again")
 def e2e_ratio_again(again: pd.DataFrame, **options) -> Estimate:
-    """E2E of the RLLM's runs made again over that of the first, both without caching."""
-    return _e2e_ratio(of_role(again, "RLLM"), AGAIN, **options)
+    """E2E of the RLLM's runs made again over that of the first, both without caching: what no change looks like."""
+    return _effect(of_role(again, "RLLM"), "e2e", AGAIN, **options)
 
 
-@number("08.e2e_role_difference", "difference of ×", "requests")
-def e2e_role_difference(requests: pd.DataFrame, **options) -> Estimate:
-    """E2E with caching over without, RLLM − LLM, single questions, mean over the sets and sizes that both have."""
-    ratios = _by_run(requests, **ARM).pivot(index=["size", "task"], columns="role", values="ratio").dropna()
-    if ratios.empty or not {"RLLM", "LLM"} <= set(ratios):
+@number("08.e2e_role_ratio", "×", "requests", "again")
+def e2e_role_ratio(requests: pd.DataFrame, again: pd.DataFrame, **options) -> Estimate:
+    """E2E with caching over without, single questions, RLLM over LLM, geometric means over sets and sizes."""
+    if not {"RLLM", "LLM"} <= set(requests.role):
         return Estimate(np.nan)
-    ratios = ratios.reset_index()
-    return stats.bootstrap(stats.mean(ratios.RLLM - ratios.LLM), ratios[["size", "task"]], **options)
+    return effects.special(requests, "e2e", **ARM, control=again, **options)
 
 
 @number("08.tbt_change", "ms", "requests")
@@ -295,8 +276,10 @@ def tbt_change(requests: pd.DataFrame, **options) -> Estimate:
 def unshared_cost(sweep: pd.DataFrame, gauges: pd.DataFrame, **options) -> Estimate:
     """Time per request with caching over without where nothing is shared, geometric mean over lengths, sizes, roles."""
     rows = _per_run(sweep, gauges).query("kind == @UNSHARED")
-    mean = stats.mean(np.log(rows.ratio))
-    return stats.bootstrap(lambda w: np.exp(mean(w)), rows.without, **options)
+    mean, pairs = stats.mean(np.log(rows.ratio)), beside_off(sweep)
+    on = pairs[pairs.prefix_caching & (kinds(pairs.prefix).kind == UNSHARED)]
+    return effects.paced(stats.bootstrap(lambda w: np.exp(mean(w)), rows.without, **options), "time_per_request",
+                         on=[on], arm="prefix_caching", off=False, control=sweep)
 
 
 @number("08.break_even_share", "share", "sweep", "gauges")
@@ -344,10 +327,13 @@ def unshared_cost_again(sweep: pd.DataFrame, **options) -> Estimate:
 
 @number("08.cold_hit_share", "share", "sweep", "gauges")
 def cold_hit_share(sweep: pd.DataFrame, gauges: pd.DataFrame, **options) -> Estimate:
-    """Hit share of unshared prompts sent again to the server that has seen them: 0 if its cache was emptied between."""
-    seen = hit_shares(sweep, gauges)
-    seen = seen[(seen.trial == 1) & (kinds(seen.prefix).kind == UNSHARED)]
-    return Estimate(float(seen.hit_share.max()), n=len(seen))
+    """Largest hit share of unshared prompts: 0 if the cache was emptied before each run.
+
+    A longer one begins with a shorter one, which the same server was sent in the run before.
+    """
+    found = hit_shares(sweep, gauges)
+    found = found[kinds(found.prefix).kind == UNSHARED]
+    return Estimate(float(found.hit_share.max()), n=len(found))
 
 
 @number("08.shared_ttft_ratio", "×", "sweep")
@@ -366,28 +352,6 @@ def shared_e2e_ratio_rllm(sweep: pd.DataFrame, **options) -> Estimate:
 def shared_e2e_ratio_llm(sweep: pd.DataFrame, **options) -> Estimate:
     """E2E with caching over without at the longest beginning that all share, short outputs (LLM)."""
     return _effect(of_role(_longest_shared(sweep), "LLM"), "e2e", ARM, control=sweep, **options)
-
-
-@number("08.shared_saving_small", "ms", "sweep")
-def shared_saving_small(sweep: pd.DataFrame, **options) -> Estimate:
-    """Engine time per request saved at the longest beginning that all share, smallest model."""
-    return _saving(of_size(sweep, small=True), **options)
-
-
-@number("08.shared_saving_large", "ms", "sweep")
-def shared_saving_large(sweep: pd.DataFrame, **options) -> Estimate:
-    """Engine time per request saved at the longest beginning that all share, larger models."""
-    return _saving(of_size(sweep, small=False), **options)
-
-
-def _saving(sweep: pd.DataFrame, **options) -> Estimate:
-    if sweep.empty:
-        return Estimate(np.nan)
-    rows = _longest_shared(sweep)
-    rows = rows.assign(share_ms=metrics.time_shares(rows) * 1e3)
-    parts = [stats.on(mask, part) for mask in groups(rows, ["role"]) for part in contrast(
-        rows[mask], "prefix_caching", False, True, lambda part: stats.mean(part.share_ms))]
-    return over_problems(rows, stats.average(parts), **options)
 
 
 @number("08.size_advantage", "×", "sweep")
@@ -430,7 +394,7 @@ CLAIMS = [
           f"mean change {_ACCURACY:+.3f}, 32B, from {_PAPER.get_group('accuracy').min():+.3f} to "
           f"{_PAPER.get_group('accuracy').max():+.3f} by set [figure]", _ACCURACY),
     Claim("prefix.alike", "Its effect on single questions is not special to reasoning models.",
-          "08.e2e_role_difference", Range(-TWINS_ALIKE, TWINS_ALIKE),
+          "08.e2e_role_ratio", Range(1 / TWINS_ALIKE, TWINS_ALIKE),
           "no plain models measured; asked by its reviewers"),
     Claim("prefix.size", "A small model gains less from a shared beginning than larger ones.",
           "08.size_advantage", Range(hi=1), SILENT),
@@ -451,7 +415,7 @@ def guidance(numbers: Mapping[str, Estimate | Mapping | float]) -> str:
         return (f"These runs give no reason to switch prefix caching on: at the longest shared beginning TTFT was "
                 f"{at['shared_ttft_ratio']} of that without, and where nothing is shared a request took "
                 f"{at['unshared_cost']} of its time; measure it on your own prompts first.")
-    price = {"supported": "costs time", "not supported": "costs nothing", "undecided": "shows no certain cost"}[dearer]
+    price = "costs time" if dearer == "supported" else "shows no certain cost"
     price += f" where nothing is shared ({at['unshared_cost']} per request, mean over all)"
     slowed = [f"{whom} {at[name]}" for name, whom in (
         ("e2e_ratio_small", "the smallest reasoning model"), ("e2e_ratio_llm", "plain models"))

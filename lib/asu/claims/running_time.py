@@ -155,7 +155,7 @@ _SPREAD = {role: _paper_time_spread(role) for role in ("RLLM", "LLM")}
 CLAIMS = [
     Claim("F3.follows", "A reasoning model's time for a problem follows the problem's difficulty.",
           "03.time_spearman_rllm", Range(lo=MATERIAL_CORRELATION), SILENT),
-    Claim("F3.flat", "A plain model's time for a problem does not depend on its difficulty.",
+    Claim("F3.flat", "A plain model's time for a problem hardly depends on its difficulty.",
           "03.time_spearman_llm", Range(-MATERIAL_CORRELATION, MATERIAL_CORRELATION), SILENT),
     Claim("F3.spread", "Time per problem differs far more between sets for a reasoning model than for a plain one.",
           "03.time_spread_ratio", Range(lo=MATERIAL_RATIO),

@@ -371,6 +371,9 @@ def guidance(numbers: Mapping[str, Estimate], sizes: pd.DataFrame) -> str:
             ("time_ratio", ""), ("step_cost", ""), ("crossing", ""), ("speedup", "_smallest"), ("speedup", "_largest")))
         at_once = load_size(sizes.load[sizes.speculation.str.startswith(wanted)])
         parts = [] if at_once.empty else _at_ends(ends, [int(at_once.min()), int(at_once.max())])
+        assumed = sizes.speculation[sizes.speculation.str.startswith(wanted)].str.extract(r"@(.*)")[0].dropna()
+        if parts and len(assumed):
+            parts[0] = f"whose drafts yield {assumed.iloc[0]} tokens a step (set, not measured) {parts[0]}"
         if crossed.known and crossed.value <= at_once.min():
             parts.append("pays with no number in flight that was measured")
         elif crossed.known and Range(lo=1).verdict(ends[1])[0] == "not supported":

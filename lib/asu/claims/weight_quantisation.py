@@ -48,7 +48,8 @@ def _enter(scheme: str, title: str) -> None:
               lambda requests, effect=effect, **options: _effect(requests, effect, scheme, **options))
     enter("accuracy_hard", "share", f"Change of accuracy by {title} weights on the hard set, RLLM.", hard)
     enter("special", "share", f"Change of accuracy by {title} weights of the RLLM minus that of the LLM.", special)
-    enter("loss_slope", "share/1,000 tok", f"Accuracy lost by {title} weights per 1,000 more thinking tokens, RLLM.",
+    enter("loss_slope", "share/1,000 tok",
+          f"Right answers lost by {title} weights per 1,000 more thinking tokens, RLLM.",
           lambda requests, **options: loss_slope(requests, scheme, **options))
     enter("slips", "×", f"Wrong steps per thinking token by {title} weights over those by bf16, RLLM.",
           lambda requests, **options: slip_ratio(requests, scheme, **options))
@@ -60,7 +61,7 @@ def first_trial(requests: pd.DataFrame) -> pd.DataFrame:
 
 
 def loss_slope(requests: pd.DataFrame, scheme: str, **options) -> Estimate:
-    """Accuracy lost by a scheme per 1,000 more thinking tokens; not known where it was not run or nothing is graded."""
+    """Right answers lost by a scheme per 1,000 more thinking tokens; not known where not run or nothing graded."""
     chosen = first_trial(requests)
     lost = drift.losses(chosen[chosen.weights.isin(["bf16", scheme])], "weights", "bf16")
     return drift.loss_slope(lost, **options) if len(lost) else Estimate(np.nan)

@@ -64,7 +64,8 @@ class VLLM(base.Engine):
         if options.weights not in WEIGHTS[device]:
             raise base.refuse(where, "weights", options.weights, WEIGHTS[device])
         if options.kv_cache not in self._kv_caches():
-            raise base.refuse(where, "kv_cache", options.kv_cache, self._kv_caches())
+            raise base.refuse(where, "kv_cache", options.kv_cache, self._kv_caches(),
+                              "not on Hopper or later" if options.kv_cache in KV_CACHE else "")
         base.check_checkpoint("vLLM", model, source, options.weights, IN_FLIGHT[device])
         base.check_capability("vLLM", options.weights)
         self._check_parallel(options, where)
@@ -93,7 +94,10 @@ class VLLM(base.Engine):
                            "set temperature to 0, where it is exact, leave speculation out, or run where a GPU is")
 
     def _kv_caches(self) -> tuple[str, ...]:
-        """KV formats of this machine. Hopper rejects E5M2 with both attention backends it has (seen with 0.25.1)."""
+        """KV formats of this machine. Hopper rejects E5M2 with both attention backends it has (seen with 0.25.1).
+
+        GPUs have INT8 per token and head in one of them, Triton (0.25.1 and 0.32 list it); the CPU takes it unlisted.
+        """
         hopper = self.device == "gpu" and any(gpu.capability >= (9, 0) for gpu in base.gpus())
         return tuple(name for name in KV_CACHE if not (hopper and name == "fp8_e5m2"))
 
