@@ -220,10 +220,20 @@ def test_a_dying_engine_aborts_and_its_victims_are_sent_again(toys, store, tmp_p
         runs.execute(spec, dying, store, INPUTS)
     kept = finished(folder)
     assert len(kept) <= 5 and not (folder / "DONE").exists()
+    kinds = {line["kind"] for line in journal.read_journal(folder / "journal.jsonl")[0]}
+    assert "gauges" in kinds, "what was read of it stays"
     with playthings.server(tmp_path / "b.log") as alive:
         requests = runs.read(runs.execute(spec, alive, store, INPUTS)).requests
         assert len(alive.fake.requests) == 8 - len(kept)
     assert requests.error.isna().all(), "no request of the dead engine counts as a result"
+
+
+def test_what_is_prepared_before_a_run_delays_no_arrival(toys, store, server, monkeypatch):
+    where = runs._where
+    monkeypatch.setattr(runs, "_where", lambda server: time.sleep(1.0) or where(server))
+    load = {"kind": "gamma", "rate": 1000.0, "cv": 0.0}
+    requests = runs.read(runs.execute(make_spec(load=load), server, store, INPUTS)).requests
+    assert requests.due_s.min() < 0.1 and requests.sent_s.min() < 1.0
 
 
 def test_an_engine_that_answers_503_is_dead(toys, store, server):

@@ -199,11 +199,12 @@ class Session:
             self.failure.result()
 
     async def _dispatch(self) -> None:
-        self.clock = Clock()
+        where, self.clock = _where(self.server), Clock()
         self.clock.t0 -= self.begin_s
-        self._keep({"kind": "session", "session": self.number, "shift_s": self.shift_s, "started": _wall(),
-                    **_where(self.server)})
         with Monitor(self.server, self.clock) as self.monitor:
+            self.clock.t0 += self.clock.now() - self.begin_s  # what was prepared till here delays no arrival
+            self._keep({"kind": "session", "session": self.number, "shift_s": self.shift_s, "started": _wall(),
+                        **where})
             dispatching = asyncio.create_task(
                 load.dispatch(self.spec.load, len(self.wanted), self.spec.seed, self._send, self.clock))
             beside = [asyncio.create_task(task) for task in (self._keep_gauges(), self._watch_health())]
@@ -215,8 +216,8 @@ class Session:
                 for task in (dispatching, *beside):
                     task.cancel()
                 await asyncio.gather(dispatching, *beside, return_exceptions=True)
+                self._keep(self._gauges())  # of a dead engine too: the requests it finished are kept
                 if not self.failure.done():
-                    self._keep(self._gauges())
                     self._keep({"kind": "end", "session": self.number, "ended": _wall(),
                                 "loop_lag_ms": _lag(self.client.loop_lag_s), "failed_polls": self.monitor.failed_polls})
         if not self.failure.done():
