@@ -155,7 +155,9 @@ class VLLM(base.Engine):
         if Path(source).is_dir():
             variables["HF_HUB_OFFLINE"] = "1"
         if options.prefix_caching:
-            variables["VLLM_SERVER_DEV_MODE"] = "1"  # the only way to /reset_prefix_cache
+            # The only way to /reset_prefix_cache. vLLM asks for the key on /v1 alone, so that while such a server runs
+            # anyone on this machine may send it these routes; what it answers is the owner's only.
+            variables["VLLM_SERVER_DEV_MODE"] = "1"
         if self.device == "gpu":
             variables["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
             # Its engine core then need not import everything once more; with CUDA in use already vLLM spawns after all.
