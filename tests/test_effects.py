@@ -165,7 +165,7 @@ def test_the_paces_of_servers_and_of_their_runs_are_told_apart():
 def test_few_servers_are_unsure():
     assert effects._spread([np.array([0.1])], [(1, 1)], False) == pytest.approx(1.27, rel=0.01)  # t of one degree
     quiet = [np.array([0.1, -0.1, 0.1, -0.1])]
-    assert effects._spread(quiet, [(1, 4)], False) == pytest.approx(3.182 * 0.11547 / 2, rel=0.01)  # of three
+    assert effects._spread(quiet, [(1, 4)], False) == pytest.approx(2.776 * 0.1 / 2, rel=0.01)  # of four, pooled
 
 
 def test_times_between_tokens_from_events_count_each_token_of_an_event():

@@ -29,6 +29,8 @@ CONTROL = "made again"  # how the arm `trial` is called in tables and figures
 SERVER = ["engine", "pair", "size", "role", "max_requests", "kv_pool_tokens"]  # runs of one arm that share a server
 RUN = [*SERVER, "task", "load", "prefix"]  # one of the off runs; each gives one distance
 
+POOLED = 0.25  # level of the test by which servers differ
+
 COLUMNS = ["arm", "metric", "how", "off", "on", "value", "lo", "hi", "unit", "n", "note"]
 
 
@@ -402,19 +404,23 @@ def _spread(logs: list[np.ndarray], made: Sequence[tuple[int, int]], one_server:
     """Half the interval of the ln of a mean over `made`, from ln(made again / off) by server; 0 where nothing tells it.
 
     Two components of variance by the method of moments: between servers, around nothing, and within a server, between
-    its runs; degrees of freedom by Satterthwaite. Where no server made two runs again, all of it is between.
+    its runs; degrees of freedom by Satterthwaite. Where servers differ by no more than their runs make likely, all runs
+    are pooled (T. A. Bancroft, Biometrics 1964: an F test at POOLED). Where none made two runs again all is between.
     """
     free = len(logs), sum(len(part) - 1 for part in logs)
     within = sum(((part - part.mean()) ** 2).sum() for part in logs) / free[1] if free[1] else 0.0
     of_means, each = np.mean([part.mean() ** 2 for part in logs]), np.mean([1 / len(part) for part in logs])
-    if one_server or of_means <= within * each:  # nothing beyond what its runs differ by
-        terms = 0.0, within * sum(1 / runs for _, runs in made)
+    if one_server:
+        variance, freedom = within * sum(1 / runs for _, runs in made), free[1]
+    elif free[1] and of_means <= within * each * scipy_stats.f.ppf(1 - POOLED, *free):
+        variance, freedom = np.mean(np.concatenate(logs) ** 2) * sum(1 / runs for _, runs in made), sum(free)
     else:
         terms = (of_means * sum(1 / servers for servers, _ in made),
                  within * sum(1 / runs - each / servers for servers, runs in made))
-    variance, unsure = sum(terms), sum(term**2 / n for term, n in zip(terms, free, strict=True) if n)
-    freedom = variance**2 / unsure if unsure else 1.0
-    return float(np.sqrt(max(variance, 0.0)) * scipy_stats.t.ppf((1 + stats.LEVEL) / 2, freedom))
+        variance = max(sum(terms), 0.0)
+        unsure = sum(term**2 / n for term, n in zip(terms, free, strict=True) if n)
+        freedom = variance**2 / unsure if unsure else 1
+    return float(np.sqrt(variance) * scipy_stats.t.ppf((1 + stats.LEVEL) / 2, max(freedom, 1)))
 
 
 def _row(effect: Effect, pairs: _Pairs, found: Estimate, note: str) -> dict | None:
