@@ -121,18 +121,18 @@ def test_the_pause_between_two_sessions_does_not_count(requests):
     assert metrics.asu(resumed).tps[0] == pytest.approx(36 / 20)
 
 
-def test_goodput_by_hand(requests):
-    assert metrics.goodput(requests, metrics.SLO(ttfvt_s=3, tbt_s=0.5)) == pytest.approx(1 / 10)
-    assert metrics.goodput(requests, metrics.SLO(ttfvt_s=3, tbt_s=0.4)) == 0
-    assert metrics.goodput(requests, metrics.SLO(ttfvt_s=2, tbt_s=0.5)) == 0
+def test_an_slo_is_met_by_hand(requests):
+    assert metrics.met(requests, metrics.SLO(ttfvt_s=3, tbt_s=0.5)).sum() == 1
+    assert metrics.met(requests, metrics.SLO(ttfvt_s=3, tbt_s=0.4)).sum() == 0
+    assert metrics.met(requests, metrics.SLO(ttfvt_s=2, tbt_s=0.5)).sum() == 0
     one_token = requests.assign(answer_tokens=1)
-    assert metrics.goodput(one_token, metrics.SLO(ttfvt_s=3, tbt_s=0.1)) == pytest.approx(1 / 10)
+    assert metrics.met(one_token, metrics.SLO(ttfvt_s=3, tbt_s=0.1)).sum() == 1
 
 
 def test_requests_in_flight_by_hand(requests):
-    steps = metrics.running(requests)
-    assert steps.t_s.tolist() == [0.1, 0.2, 1.0, 3.0, 5.0, 10.0]
-    assert steps.in_flight.tolist() == [1, 2, 3, 2, 1, 0]
+    at, in_flight = metrics._steps(requests.sent_s.to_numpy(), metrics.last_known(requests).to_numpy())
+    assert at.tolist() == [0.1, 0.2, 1.0, 3.0, 5.0, 10.0]
+    assert in_flight.tolist() == [1, 2, 3, 2, 1, 0]
 
 
 intervals = st.lists(st.tuples(st.floats(0, 100), st.floats(0.01, 50)), min_size=1, max_size=30)
@@ -141,11 +141,11 @@ intervals = st.lists(st.tuples(st.floats(0, 100), st.floats(0.01, 50)), min_size
 @given(intervals)
 @settings(max_examples=50)
 def test_in_flight_ends_at_zero_and_its_integral_is_the_time_spent(spans):
-    frame = pd.DataFrame([request(f"{i}#0", a, a, a, a, a + d) for i, (a, d) in enumerate(spans)])
-    steps = metrics.running(frame)
-    assert steps.in_flight.iloc[-1] == 0 and (steps.in_flight >= 0).all()
-    area = (steps.in_flight[:-1].to_numpy() * np.diff(steps.t_s)).sum()
-    assert area == pytest.approx((frame.last_s - frame.sent_s).sum())
+    start = np.array([a for a, _ in spans])
+    stop = start + [d for _, d in spans]
+    at, in_flight = metrics._steps(start, stop)
+    assert in_flight[-1] == 0 and (in_flight >= 0).all()
+    assert (in_flight[:-1] * np.diff(at)).sum() == pytest.approx((stop - start).sum())
 
 
 @given(intervals, st.integers(1, 5), st.booleans())
@@ -205,11 +205,9 @@ def engine():
 
 
 def test_kv_use_by_hand(engine):
-    row = metrics.kv_usage(engine, by=["run"]).iloc[0]
-    assert row.peak == 0.4
-    assert row["mean"] == pytest.approx((0.2 + 0.4 + 2 * 0.1) / 4)
-    assert row.range == pytest.approx(0.3)
-    assert row.swing == pytest.approx(0.3)
+    samples = metrics.work_samples(engine)
+    use = {name: of(np.ones((1, len(samples))))[0] for name, of in metrics.kv_statistics(samples).items()}
+    assert use == pytest.approx({"peak": 0.4, "mean": (0.2 + 0.4 + 2 * 0.1) / 4, "range": 0.3, "swing": 0.3})
 
 
 def test_time_with_a_full_pool_and_with_requests_waiting(requests, engine):

@@ -134,7 +134,7 @@ def test_leaving_out_the_censored_makes_the_wait_look_shorter():
 
 def test_a_median_never_reached_has_no_upper_end():
     frame = pd.DataFrame({"problem_id": range(20), "t": [1.0] * 4 + [9.0] * 16, "seen": [True] * 4 + [False] * 16})
-    estimate = stats.km_median(frame, "t", "seen", unit="s")
+    estimate = stats.bootstrap(stats.km_quantile(frame.t, frame.seen), frame.problem_id, unit="s")
     assert estimate.value == np.inf and estimate.hi == np.inf
 
 
@@ -146,11 +146,15 @@ def test_wilson_by_hand():
     assert not stats.wilson(0, 0).known
 
 
+def mean_of(frame, column, **options):
+    return stats.bootstrap(stats.mean(frame[column]), frame.problem_id, **options)
+
+
 def test_repeats_of_a_problem_do_not_narrow_the_interval():
     rng = np.random.default_rng(1)
     once = pd.DataFrame({"problem_id": range(40), "x": rng.normal(size=40)})
     thrice = pd.concat([once] * 3, ignore_index=True)
-    a, b = stats.cluster_mean(once, "x"), stats.cluster_mean(thrice, "x")
+    a, b = mean_of(once, "x"), mean_of(thrice, "x")
     assert (a.n, b.n) == (40, 40)
     assert b.value == pytest.approx(a.value)
     assert (b.lo, b.hi) == (pytest.approx(a.lo), pytest.approx(a.hi))
@@ -158,15 +162,15 @@ def test_repeats_of_a_problem_do_not_narrow_the_interval():
 
 def test_the_bootstrap_is_seeded():
     frame = pd.DataFrame({"problem_id": range(15), "x": np.arange(15.0)})
-    assert stats.cluster_mean(frame, "x", seed=4) == stats.cluster_mean(frame, "x", seed=4)
-    assert stats.cluster_mean(frame, "x", seed=4) != stats.cluster_mean(frame, "x", seed=5)
+    assert mean_of(frame, "x", seed=4) == mean_of(frame, "x", seed=4)
+    assert mean_of(frame, "x", seed=4) != mean_of(frame, "x", seed=5)
 
 
 def test_draws_in_chunks_are_the_draws_at_once(monkeypatch):
     frame = pd.DataFrame({"problem_id": np.arange(30) // 2, "x": np.arange(30.0) ** 2})
-    whole = stats.cluster_mean(frame, "x")
+    whole = mean_of(frame, "x")
     monkeypatch.setattr(stats, "_CELLS_AT_ONCE", 30 * 7)
-    assert stats.cluster_mean(frame, "x") == whole
+    assert mean_of(frame, "x") == whole
 
 
 def test_equal_outcomes_are_not_certainty():
@@ -181,7 +185,7 @@ def test_equal_outcomes_are_not_certainty():
 
 
 def test_one_cluster_has_a_value_but_no_interval():
-    estimate = stats.cluster_mean(pd.DataFrame({"problem_id": ["a", "a"], "x": [1.0, 3.0]}), "x")
+    estimate = mean_of(pd.DataFrame({"problem_id": ["a", "a"], "x": [1.0, 3.0]}), "x")
     assert estimate.value == 2 and not estimate.has_interval
     assert not stats.bootstrap(stats.mean([]), pd.Series([], dtype=object)).known
 
@@ -192,24 +196,6 @@ def test_strata_keep_every_set_in_every_draw():
     across = stats.bootstrap(stats.mean(frame.x), frame.problem_id)
     assert (within.lo, within.hi) == (0.5, 0.5)
     assert across.lo < 0.5 < across.hi
-
-
-def test_pairing_removes_what_problems_share():
-    rng = np.random.default_rng(2)
-    hardness = rng.normal(scale=10, size=50)
-    frame = pd.DataFrame({"problem_id": np.tile(range(50), 2), "arm": ["on"] * 50 + ["off"] * 50,
-                          "x": np.concatenate([hardness + 1, hardness])})
-    difference = stats.paired_difference(frame, "x", "arm", "on", "off", unit="s")
-    assert difference.value == pytest.approx(1)
-    assert difference.hi - difference.lo < 1e-6
-    unpaired = frame.assign(problem_id=range(100))
-    assert not stats.paired_difference(unpaired, "x", "arm", "on", "off").known  # no problem in both arms
-
-
-def test_paired_ratio_uses_the_problems_of_both_arms_only():
-    frame = pd.DataFrame({"problem_id": [1, 2, 1, 2, 3], "arm": list("aabbb"), "x": [2.0, 4, 1, 2, 100]})
-    ratio = stats.paired(frame, "arm", "a", "b", lambda r: stats.mean(r.x), combine=stats.ratio)
-    assert ratio.value == 2 and (ratio.lo, ratio.hi) == (2, 2)
 
 
 def test_combinations_of_statistics():
@@ -223,14 +209,8 @@ def test_combinations_of_statistics():
 
 def test_by_group_gives_a_row_per_group():
     frame = pd.DataFrame({"task": list("aabb"), "problem_id": [1, 2, 3, 4], "x": [1.0, 3, 5, 5]})
-    table = stats.by_group(frame, ["task"], lambda rows: stats.cluster_mean(rows, "x", unit="s"))
+    table = stats.by_group(frame, ["task"], lambda rows: mean_of(rows, "x", unit="s"))
     assert table[["task", "value", "n", "unit"]].values.tolist() == [["a", 2, 2, "s"], ["b", 5, 2, "s"]]
-
-
-def test_cluster_quantile_and_ratio_by_hand():
-    frame = pd.DataFrame({"problem_id": range(4), "x": [1.0, 2, 3, 4], "y": [1.0, 1, 1, 2]})
-    assert stats.cluster_quantile(frame, "x", 0.5).value == 2
-    assert stats.cluster_ratio(frame, "x", "y").value == 2
 
 
 @pytest.mark.parametrize("clusters", [8, 30])

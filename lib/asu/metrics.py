@@ -142,11 +142,6 @@ def met(requests: pd.DataFrame, slo: SLO) -> pd.Series:
     return r.finished & (r.ttfvt_s <= slo.ttfvt_s) & ~(r.tbt_answer_s > slo.tbt_s)
 
 
-def goodput(requests: pd.DataFrame, slo: SLO) -> float:
-    """Requests per second [1/s] of the run's whole duration that met all of `slo`."""
-    return float(met(requests, slo).sum()) / window_s(requests)
-
-
 # --- requests in flight, stragglers --------------------------------------------------------------------------------
 
 
@@ -158,20 +153,6 @@ def _steps(start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     at, position = np.unique(times[order], return_index=True)
     count = np.cumsum(change[order])
     return at, count[np.append(position[1:], len(times)) - 1]
-
-
-def running(requests: pd.DataFrame) -> pd.DataFrame:
-    """Requests in flight (sent to last token) over time as a step function, per run and session.
-
-    Columns: run, session (where given), t_s, in_flight (from t_s on until the next row). The client's view; the
-    engine's own are the columns `running` and `waiting` of the engine frame.
-    """
-    sent = requests[requests.sent_s.notna()]
-    parts = []
-    for label, part in _parts(sent, _run_keys(sent)):
-        t, n = _steps(part.sent_s.to_numpy(), last_known(part).to_numpy())
-        parts.append(pd.DataFrame(label | {"t_s": t, "in_flight": n.astype(int)}))
-    return pd.concat(parts, ignore_index=True)
 
 
 def time_shares(requests: pd.DataFrame) -> pd.Series:
@@ -322,13 +303,6 @@ def kv_statistics(samples: pd.DataFrame) -> dict[str, stats.Statistic]:
         "swing": stats.difference(stats.quantile(use, 0.95, dt), stats.quantile(use, 0.05, dt)),
         "range": stats.difference(stats.maximum(use), stats.minimum(use)),
     }
-
-
-def kv_usage(engine: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """Peak, mean, swing (p95 − p5), range (max − min) of KV use while work ran [share of pool], one row per group."""
-    return pd.DataFrame([
-        label | {name: _value(of, len(part)) for name, of in kv_statistics(part).items()}
-        for label, part in _parts(work_samples(engine), list(by))])
 
 
 def predicted_kv(requests: pd.DataFrame, events: pd.DataFrame, pool_tokens: int | None = None,

@@ -322,40 +322,6 @@ def _codes(labels) -> np.ndarray:
     return pd.factorize(np.asarray(labels), use_na_sentinel=False)[0]
 
 
-def cluster_mean(frame: pd.DataFrame, column: str, *, cluster="problem_id", **options) -> Estimate:
-    """Mean of `column`, clusters resampled; options as in `bootstrap`."""
-    return bootstrap(mean(frame[column]), frame[cluster], **options)
-
-
-def cluster_quantile(frame: pd.DataFrame, column: str, q: float, *, cluster="problem_id", **options) -> Estimate:
-    """Quantile of `column`, clusters resampled; options as in `bootstrap`."""
-    return bootstrap(quantile(frame[column], q), frame[cluster], **options)
-
-
-def cluster_ratio(frame: pd.DataFrame, numerator: str, denominator: str, *, cluster="problem_id",
-                  **options) -> Estimate:
-    """Sum of one column over sum of another, clusters resampled; options as in `bootstrap`."""
-    return bootstrap(ratio_of_sums(frame[numerator], frame[denominator]), frame[cluster], **options)
-
-
-def paired(frame: pd.DataFrame, arm: str, a, b, make: Callable[[pd.DataFrame], Statistic], *, combine=difference,
-           cluster="problem_id", **options) -> Estimate:
-    """combine(make(rows with arm == a), make(rows with arm == b)) over the clusters that both arms have.
-
-    combine: `difference` or `ratio`. Both arms get the same draw of clusters, which is what pairs them.
-    """
-    both = set(frame.loc[frame[arm] == a, cluster]) & set(frame.loc[frame[arm] == b, cluster])
-    frame = frame[frame[cluster].isin(both) & frame[arm].isin([a, b])]
-    in_a, in_b = (frame[arm] == a).to_numpy(), (frame[arm] == b).to_numpy()
-    statistic = combine(on(in_a, make(frame[in_a])), on(in_b, make(frame[in_b])))
-    return bootstrap(statistic, frame[cluster], **options)
-
-
-def paired_difference(frame: pd.DataFrame, column: str, arm: str, a, b, **options) -> Estimate:
-    """Mean of `column` in arm a minus its mean in arm b, paired by problem; options as in `paired`."""
-    return paired(frame, arm, a, b, lambda rows: mean(rows[column]), **options)
-
-
 def by_group(frame: pd.DataFrame, by: list[str], estimator: Callable[[pd.DataFrame], Estimate]) -> pd.DataFrame:
     """One row per group: the `by` columns, then value, lo, hi, unit, n of `estimator(rows of the group)`."""
     rows = [dict(zip(by, key, strict=True)) | estimator(part).as_dict()
@@ -391,8 +357,3 @@ def kaplan_meier(time: Sequence[float], seen: Sequence[bool], level: float = LEV
     start = {"time": 0.0, "at_risk": len(rows), "events": 0, "censored": 0, "survival": 1.0, "lo": np.nan, "hi": np.nan}
     columns = list(start)
     return pd.concat([pd.DataFrame([start]), table[columns]], ignore_index=True)
-
-
-def km_median(frame: pd.DataFrame, time: str, seen: str, *, cluster="problem_id", **options) -> Estimate:
-    """Median of a right-censored time with interval, clusters resampled; inf where half of the rows never got there."""
-    return bootstrap(km_quantile(frame[time], frame[seen]), frame[cluster], **options)
