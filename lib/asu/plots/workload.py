@@ -226,7 +226,8 @@ def _ratio_ticks(ax: Axes, rows: pd.DataFrame) -> None:
     low, high = (float(f(ends[np.isfinite(ends) & (ends > 0)])) for f in (np.min, np.max))
     apart = high / low
     round_ones = ([1e-3, 1, 1e3] if apart > 1000
-                  else [1 / 64, 1 / 8, 1, 8, 64] if apart > 30 else [1 / 16, 0.25, 0.5, 1, 2, 4, 16] if apart > 4
+                  else [1 / 64, 1 / 8, 1, 8, 64] if apart > 100 else [1 / 16, 0.25, 1, 4, 16] if apart > 10
+                  else [0.25, 0.5, 1, 2, 4] if apart > 4
                   else [0.25, 0.5, 0.7, 1, 1.4, 2, 4] if apart > 1.5 else [0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.4])
     ax.set_xlim(low / 1.15, high * 1.15)
     ax.set_xticks([tick for tick in round_ones if low / 1.15 <= tick <= high * 1.15])
