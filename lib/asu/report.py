@@ -407,7 +407,7 @@ def _index(profile_name: str, known: list[Job], provenance: Mapping[str, str]) -
     made = [job for job in known if (out / "state" / f"{job.stem}.json").exists()]
     decided = _claim_rows(profile_name, {job.stem for job in made})
     first = {row["notebook"]: row for row in reversed(decided)}
-    cards, seconds, folders = [], 0.0, set()
+    cards, seconds, folders = [], 0.0, {}
     for job in made:
         title, lead = pages.headline(pages.read(job.source))
         drawing = next(_figures(out / "notebooks" / f"{job.stem}.ipynb"), None)
@@ -416,10 +416,10 @@ def _index(profile_name: str, known: list[Job], provenance: Mapping[str, str]) -
                       "figure": drawing and f"figures/{drawing[0]}.svg", "alt": drawing[1] if drawing else ""})
         state = _read_json(out / "state" / f"{job.stem}.json")
         seconds += state["seconds"]
-        folders |= {Path(path) for path in state["runs"]}
+        folders |= {Path(path).name: Path(path) for path in state["runs"]}  # one run, wherever it was read
     headline = out / "figures" / f"{HEADLINE}.svg"
     picture = pages.figure(headline.read_text(), HEADLINE, HEADLINE_CAPTION) if headline.exists() else None
-    facts = {**machine_facts(profile_name), "time serving": serving(sorted(folders), seconds),
+    facts = {**machine_facts(profile_name), "time serving": serving(sorted(folders.values()), seconds),
              "runs": str(len(folders)), **provenance}
     body = pages.index(title=TITLE, description=profiles.load(profile_name).description, headline=picture,
                        claims=decided, cards=cards, tally=pages.tally(row["verdict"] for row in decided),
