@@ -284,7 +284,7 @@ class _Pairs:
 
 def _made(frame: pd.DataFrame) -> tuple[int, int]:
     """(servers, runs) that the requests of one arm come from."""
-    return tuple(len(frame[[key for key in keys if key in frame]].drop_duplicates()) for keys in (SERVER, RUN))
+    return _by(frame, SERVER).ngroups, _by(frame, RUN).ngroups
 
 
 def _equal(frame: pd.DataFrame, arm: str) -> list[str]:

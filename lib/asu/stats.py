@@ -41,6 +41,11 @@ class Estimate:
         """Whether both ends of the interval are known."""
         return not (np.isnan(self.lo) or np.isnan(self.hi))
 
+    @property
+    def upper(self) -> float:
+        """Upper end of the interval; the value where there is none."""
+        return self.hi if self.has_interval else self.value
+
     def as_dict(self) -> dict:
         """Plain data with the fields of this class, for records."""
         return asdict(self)

@@ -4,7 +4,7 @@ Requests that arrive together wait together, so that nothing here takes them as 
 resampled stretches of arrivals in a row (`stretches`). Rates are per second of the run's clock and never rounded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -137,6 +137,13 @@ def backlog(requests: pd.DataFrame) -> pd.DataFrame:
 # --- waiting, goodput, the knee -------------------------------------------------------------------------------------
 
 
+def _labelled(r: pd.DataFrame) -> Iterator[tuple[dict, pd.DataFrame]]:
+    """(run, its LABELS and what its load asked for; its rows) of each run."""
+    for run, part in r.groupby("run", sort=False):
+        labels = {c: part[c].iloc[0] for c in LABELS if c in part} | asked(part.load).iloc[0].to_dict()
+        yield {"run": run} | labels, part.reset_index(drop=True)
+
+
 def percentiles(requests: pd.DataFrame, waits: Sequence[str] = tuple(WAITS),
                 shares: Sequence[float] = PERCENTILES, **options) -> pd.DataFrame:
     """Percentiles of what requests waited for: one row per run, wait and share.
@@ -149,15 +156,13 @@ def percentiles(requests: pd.DataFrame, waits: Sequence[str] = tuple(WAITS),
     if unknown:
         raise AsuError(f"there is no wait called {', '.join(unknown)}", f"use some of: {', '.join(WAITS)}")
     rows, r = [], stretches(requests)
-    for run, part in r[r.finished].groupby("run", sort=False):
-        part = part.reset_index(drop=True)
-        labels = {c: part[c].iloc[0] for c in LABELS if c in part} | asked(part.load).iloc[0].to_dict()
+    for labels, part in _labelled(r[r.finished]):
         for wait in waits:
             x = part[WAITS[wait]]
             seen = ~part.ttfvt_censored if wait == "ttfvt" else x.notna()
             for q in shares:
                 of = stats.km_quantile(x, seen, q) if wait == "ttfvt" else stats.quantile(x, q)
-                rows.append({"run": run, **labels, "metric": wait, "q": q}
+                rows.append({**labels, "metric": wait, "q": q}
                             | over_stretches(part, of, unit="s", **options).as_dict())
     return pd.DataFrame(rows)
 
@@ -170,11 +175,9 @@ def goodput(requests: pd.DataFrame, slo: SLO, **options) -> pd.DataFrame:
     stretches.
     """
     rows, r = [], stretches(requests).assign(good=lambda frame: metrics.met(frame, slo).astype(float))
-    for run, part in r.groupby("run", sort=False):
-        part = part.reset_index(drop=True)
-        labels = {c: part[c].iloc[0] for c in LABELS if c in part} | asked(part.load).iloc[0].to_dict()
+    for labels, part in _labelled(r):
         rate, share = arrivals(part.due_s)[0], over_stretches(part, stats.mean(part.good), bounds=(0, 1), **options)
-        rows.append({"run": run, **labels, "offered": rate, "good": share.value, "value": rate * share.value,
+        rows.append({**labels, "offered": rate, "good": share.value, "value": rate * share.value,
                      "lo": rate * share.lo, "hi": rate * share.hi, "unit": "1/s", "n": share.n})
     return pd.DataFrame(rows)
 
@@ -189,13 +192,11 @@ def attainment(requests: pd.DataFrame, slo: SLO, **options) -> pd.DataFrame:
     rows, r = [], _visible_in(stretches(requests), slo)
     seen = r.visible_in_s[np.isfinite(r.visible_in_s)]
     limits = np.geomspace(seen.min(), seen.max(), LIMITS) if len(seen) else []
-    for run, part in r.groupby("run", sort=False):
-        part = part.reset_index(drop=True)
-        labels = {c: part[c].iloc[0] for c in LABELS if c in part} | asked(part.load).iloc[0].to_dict()
+    for labels, part in _labelled(r):
         for limit in limits:
             share = over_stretches(part, stats.mean((part.visible_in_s <= limit * (1 + 1e-9)).astype(float)),
                                    bounds=(0, 1), **options)
-            rows.append({"run": run, **labels, "ttfvt_s": limit} | share.as_dict())
+            rows.append({**labels, "ttfvt_s": limit} | share.as_dict())
     return pd.DataFrame(rows)
 
 

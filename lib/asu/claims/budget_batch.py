@@ -48,9 +48,9 @@ def cut_off_share(requests: pd.DataFrame, **options) -> Estimate:
     return over_problems(r, stats.mean(r.finish_reason == "length"), bounds=(0, 1), **options)
 
 
-def _sized(frame: pd.DataFrame) -> tuple[pd.DataFrame, float, float]:
-    """RLLM rows with at_once, the load's size, and its largest and smallest value."""
-    r = of_role(frame, "RLLM")
+def _sized(frame: pd.DataFrame, task: str | None = None) -> tuple[pd.DataFrame, float, float]:
+    """RLLM rows, of one task or of all, with at_once, the load's size, and its largest and smallest value."""
+    r = of_role(frame if task is None else frame[frame.task == task], "RLLM")
     r["at_once"] = load_size(r.load)
     return r, r.at_once.max(), r.at_once.min()
 
@@ -60,42 +60,43 @@ def _size_contrast(frame: pd.DataFrame, big: float, small: float, make, combine)
     return contrast(frame, "at_once", big, small, make, combine=combine, ignore=("load", "max_requests"))
 
 
-def _paced(found: Estimate, name: str, batches: pd.DataFrame, control: pd.DataFrame) -> Estimate:
-    r, big, _ = _sized(batches)
+def _paced(found: Estimate, name: str, batches: pd.DataFrame, control: pd.DataFrame, task: str | None) -> Estimate:
+    r, big, _ = _sized(batches, task)
     return effects.paced(found, name, on=[r[r.at_once == big]], arm="weights", off="bf16", control=control,
                          one_server=True)
 
 
-def _size_ratio_of_batches(requests: pd.DataFrame, make, **options) -> Estimate:
-    r, big, small = _sized(requests)
+def _size_ratio_of_batches(requests: pd.DataFrame, make, task: str | None, **options) -> Estimate:
+    r, big, small = _sized(requests, task)
     keep = [c for c in [*SETTINGS, "role", "at_once"] if c in r]
     rows = metrics.batches(r, keep).reset_index(drop=True)
     return over_batches(rows, stats.geometric_mean(_size_contrast(rows, big, small, make, stats.ratio)), **options)
 
 
-@number("05.batch_time_ratio", "×", "batches", "control", per_task=True)
-def batch_time_ratio(batches: pd.DataFrame, control: pd.DataFrame, **options) -> Estimate:
+@number("05.batch_time_ratio", "×", "batches", "control", per_task=True, whole=True)
+def batch_time_ratio(batches: pd.DataFrame, control: pd.DataFrame, task: str | None = None, **options) -> Estimate:
     """Time per request at the largest batch size over that at the smallest, geometric mean over sets and sizes."""
-    found = _size_ratio_of_batches(batches, lambda rows: stats.ratio_of_sums(rows.wall_s, rows.requests), **options)
-    return _paced(found, "time_per_request", batches, control)
+    found = _size_ratio_of_batches(batches, lambda rows: stats.ratio_of_sums(rows.wall_s, rows.requests), task,
+                                   **options)
+    return _paced(found, "time_per_request", batches, control, task)
 
 
-@number("05.batch_tps_ratio", "×", "batches", "control", per_task=True)
-def batch_tps_ratio(batches: pd.DataFrame, control: pd.DataFrame, **options) -> Estimate:
+@number("05.batch_tps_ratio", "×", "batches", "control", per_task=True, whole=True)
+def batch_tps_ratio(batches: pd.DataFrame, control: pd.DataFrame, task: str | None = None, **options) -> Estimate:
     """Throughput at the largest batch size over that at the smallest, geometric mean over sets and sizes."""
     found = _size_ratio_of_batches(batches, lambda rows: stats.ratio_of_sums(rows.output_tokens, rows.wall_s),
-                                   **options)
-    return _paced(found, "tps", batches, control)
+                                   task, **options)
+    return _paced(found, "tps", batches, control, task)
 
 
-@number("05.batch_ttfvt_ratio", "×", "batches", "control", per_task=True)
-def batch_ttfvt_ratio(batches: pd.DataFrame, control: pd.DataFrame, **options) -> Estimate:
+@number("05.batch_ttfvt_ratio", "×", "batches", "control", per_task=True, whole=True)
+def batch_ttfvt_ratio(batches: pd.DataFrame, control: pd.DataFrame, task: str | None = None, **options) -> Estimate:
     """Mean TTFVT at the largest batch size over that at the smallest, paired by problem.
 
     Area under the survivor curve up to one common time per set, so that requests that never left thinking count on
     both sides.
     """
-    r, big, small = _sized(metrics.derive(batches))
+    r, big, small = _sized(metrics.derive(batches), task)
     sized = r[r.at_once.isin([big, small])]
     until = {task: known_until(part, ["pair", "at_once"]) for task, part in sized.groupby("task")}
 
@@ -103,7 +104,7 @@ def batch_ttfvt_ratio(batches: pd.DataFrame, control: pd.DataFrame, **options) -
         return stats.km_mean(rows.ttfvt_observed_s, ~rows.ttfvt_censored, until=until[rows.task.iloc[0]])
 
     found = over_problems(r, stats.geometric_mean(_size_contrast(r, big, small, make, stats.ratio)), **options)
-    return _paced(found, "ttfvt", batches, control)
+    return _paced(found, "ttfvt", batches, control, task)
 
 
 @number("05.batch_accuracy_change", "share", "batches", per_task=True)

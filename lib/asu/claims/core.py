@@ -74,8 +74,7 @@ def number(name: str, unit: str, *frames: str, per_task: bool = False, whole: bo
 def measure(notebook: str, *, n_boot: int = stats.DRAWS, **frames: pd.DataFrame) -> dict[str, Estimate]:
     """All recorded numbers of a notebook ("01" …) from its frames, ready to record and for `decide`.
 
-    The frames are those that its numbers name; per-task numbers carry the task's name after an underscore. A frame
-    `control`, of runs made again, stays whole for them.
+    The frames are those that its numbers name; per-task numbers carry the task's name after an underscore.
     """
     wanted = [n for n in NUMBERS.values() if n.name.startswith(f"{notebook}.")]
     needed = {f for n in wanted for f in n.frames}
@@ -90,7 +89,7 @@ def measure(notebook: str, *, n_boot: int = stats.DRAWS, **frames: pd.DataFrame)
         for task in by_task[n.frames[0]] if n.per_task else ():
             numbers[f"{n.name}_{task}"] = (
                 n.of(*(frames[f] for f in n.frames), task=task, n_boot=n_boot) if n.whole
-                else n.of(*(frames[f] if f == "control" else by_task[f][task] for f in n.frames), n_boot=n_boot))
+                else n.of(*(by_task[f][task] for f in n.frames), n_boot=n_boot))
     return numbers
 
 

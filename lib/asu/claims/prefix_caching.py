@@ -276,8 +276,7 @@ def tbt_change(requests: pd.DataFrame, **options) -> Estimate:
 def unshared_cost(sweep: pd.DataFrame, gauges: pd.DataFrame, **options) -> Estimate:
     """Time per request with caching over without where nothing is shared, geometric mean over lengths, sizes, roles."""
     rows = _per_run(sweep, gauges).query("kind == @UNSHARED")
-    mean, pairs = stats.mean(np.log(rows.ratio)), beside_off(sweep)
-    on = pairs[pairs.prefix_caching & (kinds(pairs.prefix).kind == UNSHARED)]
+    mean, on = stats.mean(np.log(rows.ratio)), sweep[sweep.prefix_caching & (kinds(sweep.prefix).kind == UNSHARED)]
     return effects.paced(stats.bootstrap(lambda w: np.exp(mean(w)), rows.without, **options), "time_per_request",
                          on=[on], arm="prefix_caching", off=False, control=sweep)
 
@@ -422,16 +421,11 @@ def guidance(numbers: Mapping[str, Estimate | Mapping | float]) -> str:
         if Range(lo=1).verdict(at[name])[0] == "supported"]
     if slowed:
         price += f", but single questions took {' and '.join(slowed)} as long, so leave it off for those"
-    when = (f"as soon as requests share more than about {_upper(at['break_even_share']):.0%} of their prompts"
-            if 0 < _upper(at["break_even_share"]) < 1 else "where requests share a beginning")
+    when = (f"as soon as requests share more than about {at['break_even_share'].upper:.0%} of their prompts"
+            if 0 < at["break_even_share"].upper < 1 else "where requests share a beginning")
     less = at["shared_e2e_ratio_rllm"]
     long = f", but only to {less} for long ones, because it saves prefill alone" if less.known else \
         ", and less the longer the output, because it saves prefill alone"
     return (f"Switch prefix caching on {when}: it {price}; at the longest beginning shared by all it cut TTFT to "
             f"{at['shared_ttft_ratio']} and E2E to {at['shared_e2e_ratio_llm']} for short outputs{long}; this holds "
             f"while the KV pool keeps the shared blocks, and not for the first request of each beginning.")
-
-
-def _upper(estimate: Estimate) -> float:
-    """The careful end of a break-even: the interval's upper one where there is one."""
-    return estimate.hi if estimate.has_interval else estimate.value

@@ -102,16 +102,11 @@ def guidance(numbers: Mapping[str, Estimate | Mapping | float]) -> str:
            "not supported": "do not take absolute times from it, only comparisons of one replay with another",
            "undecided": "take absolute times from it with that margin, and comparisons of one replay with another "
                         "before them"}[right]
-    return (f"Read KV use from a replay as good to {_far(kv):.1%} (seen: {kv.value:.1%}), and times and rates as good "
-            f"to {_far(time):.1%} (seen: {time.value:.1%}, the largest error, of "
+    return (f"Read KV use from a replay as good to {kv.upper:.1%} (seen: {kv.value:.1%}), and times and rates as good "
+            f"to {time.upper:.1%} (seen: {time.value:.1%}, the largest error, of "
             f"{effects.EFFECTS[slowest].title}{again}), beside their own intervals; {use}; and "
             "take no accuracy from it at all. This is the error of the method on this engine and machine, with a model "
             "whose steps are short: what replay adds to a step weighs less where a step takes longer.")
-
-
-def _far(size: Estimate) -> float:
-    """The far end of the interval of an error's size, where it has one."""
-    return size.hi if size.has_interval else size.value
 
 
 def processor_time(requests: pd.DataFrame, host: pd.DataFrame) -> pd.DataFrame:

@@ -369,9 +369,10 @@ def guidance(numbers: Mapping[str, Estimate], sizes: pd.DataFrame) -> str:
     for wanted, title in (("ngram", "prompt look-up"), ("draft", "a small draft model")):
         time, cost, crossed, *ends = (Estimate.of(numbers.get(f"09.{name}_{wanted}{end}")) for name, end in (
             ("time_ratio", ""), ("step_cost", ""), ("crossing", ""), ("speedup", "_smallest"), ("speedup", "_largest")))
-        at_once = load_size(sizes.load[sizes.speculation.str.startswith(wanted)])
+        mine = sizes[sizes.speculation.str.startswith(wanted)]
+        at_once = load_size(mine.load)
         parts = [] if at_once.empty else _at_ends(ends, [int(at_once.min()), int(at_once.max())])
-        assumed = sizes.speculation[sizes.speculation.str.startswith(wanted)].str.extract(r"@(.*)")[0].dropna()
+        assumed = mine.speculation.str.extract(r"@(.*)")[0].dropna()
         if parts and len(assumed):
             parts[0] = f"whose drafts yield {assumed.iloc[0]} tokens a step (set, not measured) {parts[0]}"
         if crossed.known and crossed.value <= at_once.min():

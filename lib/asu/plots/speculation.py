@@ -124,7 +124,7 @@ def speedup_by_yield(rates: pd.DataFrame) -> Figure:
     ax = figure.subplots()
     ax.axhline(1, color=style.INK, linewidth=0.9)
     right = 1.12 * rates.tokens_per_step.max()
-    top = 1.08 * max(1.2, *(found.hi if found.has_interval else found.value for found in rates.speed_up))
+    top = 1.08 * max(1.2, *(found.upper for found in rates.speed_up))
     for cost in COSTS:
         end = min(right, top * cost)
         ax.plot([0, end], [0, end / cost], color=style.FAINT, linewidth=0.8, linestyle=":", zorder=0)

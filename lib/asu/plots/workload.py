@@ -220,15 +220,17 @@ def effects_by_load(table: pd.DataFrame, names: dict[str, str]) -> Figure:
 _LOADS = [(style.FAINT, "s"), ("#5E3C99", "o"), ("#009E73", "^")]
 
 
+# Ratios to mark, by how far apart the ends of an axis are at least.
+_ROUND = [(1000, [1e-3, 1, 1e3]), (100, [1 / 64, 1 / 8, 1, 8, 64]), (10, [1 / 16, 0.25, 1, 4, 16]),
+          (4, [0.25, 0.5, 1, 2, 4]), (1.5, [0.25, 0.5, 0.7, 1, 1.4, 2, 4]), (0, [0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.4])]
+
+
 def _ratio_ticks(ax: Axes, rows: pd.DataFrame) -> None:
     """A logarithmic axis with few, round ratios on it."""
     ends = np.array([1.0, *rows["lo"], *rows["hi"], *rows["value"]])
     low, high = (float(f(ends[np.isfinite(ends) & (ends > 0)])) for f in (np.min, np.max))
     apart = high / low
-    round_ones = ([1e-3, 1, 1e3] if apart > 1000
-                  else [1 / 64, 1 / 8, 1, 8, 64] if apart > 100 else [1 / 16, 0.25, 1, 4, 16] if apart > 10
-                  else [0.25, 0.5, 1, 2, 4] if apart > 4
-                  else [0.25, 0.5, 0.7, 1, 1.4, 2, 4] if apart > 1.5 else [0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.4])
+    round_ones = next(ratios for least, ratios in _ROUND if apart > least)
     ax.set_xlim(low / 1.15, high * 1.15)
     ax.set_xticks([tick for tick in round_ones if low / 1.15 <= tick <= high * 1.15])
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.2g}"))
