@@ -112,10 +112,10 @@ def test_findings_stand_by_engine_and_set_without_the_runs_made_again():
     assert found.accuracy["vllm", "mini-easy"].value == 0
 
 
-def test_the_first_engine_made_again_widens_intervals_by_runs_on_the_second():
+def test_the_first_engine_made_again_widens_intervals_by_servers_of_the_second():
     requests = both(llm=2.0, rllm=2.0, trials=(0, 1))
     found = measured(requests)["11.e2e_rllm"]
-    half = np.log(1.1) / np.sqrt(2) * 2.776445  # two runs on the second engine; four made again
+    half = np.log(1.1) * 4.302653  # one server of the second engine; two made again, whose runs do not differ
     assert np.log([found.lo, found.hi]) == pytest.approx(np.log(2) + np.array([-half, half]), rel=1e-4)
     assert measured(both(llm=2.0, rllm=2.0))["11.e2e_rllm"].hi == pytest.approx(2)
 
