@@ -121,12 +121,15 @@ def test_runs_share_servers_and_are_made_once(toys, store):
     assert len(servers.started) == 2 and servers.requests == 16
 
 
-def test_runs_made_again_come_last_on_servers_of_their_own(store):
-    groups = Study(**AXES | {"budgets": 64}, trials=[0, 1], store=store).groups()
-    assert [{spec.trial for spec in group} for group in groups] == [{0}, {0}, {1}, {1}]
+def test_runs_made_again_enclose_all_other_runs_of_their_model_on_servers_of_their_own(store):
+    plain = AXES | {"budgets": 64}
+    study = Study(**plain | {"problems": 2}, weights="w8a8", store=store) + Study(**plain, trials=[0, 1], store=store)
+    groups = [[(spec.model, spec.trial, spec.options.weights) for spec in group] for group in study.groups()]
+    assert [group[0][1:] for group in groups] == [(0, "bf16"), (0, "w8a8"), (1, "bf16")] * 2  # w8a8 is the cheaper
+    assert [group[0][0] for group in groups] == ["mini-4m-direct"] * 3 + ["mini-4m-think"] * 3
 
 
-def test_the_cheapest_group_comes_first(store):
+def test_the_cheapest_model_comes_first(store):
     groups = Study(**AXES, store=store).groups()
     assert [group[0].model for group in groups] == ["mini-4m-direct", "mini-4m-think"]
     assert all(len({spec.server_key for spec in group}) == 1 for group in groups)

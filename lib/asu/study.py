@@ -5,7 +5,7 @@ import functools
 import hashlib
 import itertools
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -147,17 +147,26 @@ class Study:
         return {spec: self.store.find(spec, runs.inputs(spec)) for spec in self.specs}
 
     def groups(self, specs: Iterable[RunSpec] | None = None) -> list[Group]:
-        """Specs that share a server together; the cheapest group first, so that a mistake shows early.
+        """Specs that share a server together, model by model, the cheapest first, so that a mistake shows early.
 
-        Runs made again (trial 1 and up) come last, on servers of their own: by what they differ from the first ones a
-        comparison is told apart from a server's start and from the machine's drift over the whole study.
+        What is compared is served close together: of a model first the servers whose runs are made again, then all that
+        differ from them, then the runs made again (trial 1 and up) on servers of their own. So these are at least as
+        far in time from the first ones as any run in between, and tell the machine's drift in full.
         """
         history = self.store.history()
         by_server: dict[tuple[bool, str], Group] = {}
         for spec in self.specs if specs is None else specs:
             by_server.setdefault((spec.trial > 0, spec.server_key), []).append(spec)
-        return sorted(by_server.values(), key=lambda group: (
-            group[0].trial > 0, sum(estimate_s(spec, history) for spec in group)))
+        costs = {key: sum(estimate_s(spec, history) for spec in group) for key, group in by_server.items()}
+        of_model: dict[str, float] = defaultdict(float)
+        for key, group in by_server.items():
+            of_model[group[0].model] += costs[key]
+
+        def order(key: tuple[bool, str]) -> tuple:
+            (again, server), model = key, by_server[key][0].model
+            return of_model[model], model, again, (True, server) not in by_server, costs[key]
+
+        return [by_server[key] for key in sorted(by_server, key=order)]
 
     def plan(self) -> pd.DataFrame:
         """One row per run: what it is, which server it shares, whether it is done, and how long it should take [s].
