@@ -1,5 +1,7 @@
 """Open-loop traffic from made-up requests: arrivals, backlog, waits, goodput and its knee, options under bursts."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -61,11 +63,21 @@ def verdict(r):
 def test_the_seed_of_the_notebook_is_chosen_by_the_arrivals_alone(profile):
     given = profiles.load(profile).parameters("10_real_world_workload") if profile else {}
     asked = profiles.parameters("10_real_world_workload") | given
-    cvs, n, seed = asked["CVS"], asked["PROBLEMS"], asked["SERVER"]["seed"]
-    assert seed == traffic.closest_seed(cvs, n)
-    for cv in cvs:
+    cvs, seed = asked["CVS"], asked["SERVER"]["seed"]
+    counts = {asked["RATES"][f"{rate:g}"] for rate in (asked["RATE"], *asked["GRID"])}
+    assert seed == traffic.closest_seed(cvs, counts)
+    for n, cv in itertools.product(counts, cvs):
         rate, spread = traffic.arrivals(load.due_times(Gamma(rate=1.0, cv=cv), n, seed))
         assert rate == pytest.approx(1, rel=0.2) and spread == pytest.approx(cv, rel=0.2)
+
+
+def test_every_burstiness_offered_at_several_rates_has_a_knee():
+    late = {(1, 1): 0, (2, 1): 2, (1, 4): 0, (2, 4): 8, (2, 2): 0}  # of ten requests, by rate and CV
+    runs = [requests(np.arange(40) / rate, np.where(np.arange(40) % 10 < slow, 5.0, 1.0), name=f"gamma{rate}cv{cv}")
+            for (rate, cv), slow in late.items()]
+    found = traffic.knees(pd.concat(runs, ignore_index=True), SLO(2.0, 1.0), **FEW)
+    assert found.cv.tolist() == [1.0, 4.0] and found.rates.tolist() == [2, 2]
+    assert 1 < found.knee[1].value < found.knee[0].value < 2
 
 
 def test_arrivals_that_span_no_time_have_no_rate():
@@ -309,6 +321,8 @@ def test_guidance_follows_the_numbers(measured, knee, says):
     low = workload.guidance({"10.knee": Estimate(np.nan), "10.least_rate": Estimate(2.0),
                              "10.least_rate_limit": Estimate(9.0, 8.0, 11.0, "s")}, SLO(3.0, 0.1))
     assert low.startswith("Even 2 requests per second") and "within 3 s: that share needs 9.0 [8.0, 11.0] s" in low
+    bursty = workload.guidance({"10.knee": Estimate(4.0), "10.knee_bursts": Estimate(2.0, 1.0, 3.0)}, SLO(3.0, 0.1))
+    assert "by chance, 2 [1, 3] in bursts like the strongest here, if" in bursty
     calm = measured | {"10.burst_ttfvt_p90": Estimate(0.8, 0.5, 1.0), "10.verdicts_kept": Estimate(0.4, 0.2, 0.6)}
     said = workload.guidance(calm, SLO(2.0, 0.1))
     assert "did not lengthen" in said and "does not vouch" in said
@@ -326,6 +340,11 @@ def test_every_figure_draws_what_it_is_given():
     good = traffic.goodput(r, SLO(2.0, 1.0), **FEW).assign(arm="RLLM")
     for knee in (Estimate(2.0, 1.0, np.inf), Estimate(np.inf), Estimate(np.nan)):
         assert plots.goodput(good, knee, 0.95).axes[0].get_ylabel() == "served in time\n[% of the offered]"
+    bursty = waits.assign(cv=4.0, value=2 * waits.value)
+    both = pd.concat([waits, bursty])[lambda rows: rows.metric.isin(["ttft", "ttfvt"]) & (rows.q == 0.9)]
+    drawn = plots.waits_by_burstiness(both)
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["CV 1", "CV 4"]
+    assert drawn.axes[1].lines[1].get_ydata() == pytest.approx(2 * drawn.axes[1].lines[0].get_ydata())
     promised = plots.attainment(traffic.attainment(r, SLO(2.0, 1.0), **FEW), SLO(2.0, 1.0))
     labels = [text.get_text() for text in promised.legends[0].get_texts()]
     assert labels == [f"{n} requests a second" for n in (1, 2, 4)]

@@ -27,15 +27,16 @@ WAITS = {"queue": "server_queue_s", "ttft": "ttft_s", "ttfvt": "ttfvt_observed_s
 # --- arrivals -------------------------------------------------------------------------------------------------------
 
 
-def closest_seed(cvs: Sequence[float], n: int, among: int = 60) -> int:
-    """Of the seeds 0 … among − 1 that whose n Gamma arrivals come nearest to their nominal rate and CV at every CV.
+def closest_seed(cvs: Sequence[float], counts: Sequence[int], among: int = 60) -> int:
+    """Of the seeds 0 … among − 1 that whose Gamma arrivals come nearest to their nominal rate and CV at every CV.
 
-    The n gaps of a bursty draw miss their nominal mean by about CV / √n of it, so that streams of equal nominal rate
-    differ in the rate they offer. Chosen by the arrivals alone, before anything is sent.
+    counts: how many arrivals runs have. The n gaps of a bursty draw miss their nominal mean by about CV / √n of it, so
+    that streams of equal nominal rate differ in the rate they offer. Chosen by the arrivals alone, before anything is
+    sent.
     """
     def distance(seed: int) -> float:
-        drawn = [arrivals(load.due_times(Gamma(rate=1.0, cv=cv), n, seed)) for cv in cvs]
-        return max(abs(np.log(got / asked)) for cv, (rate, spread) in zip(cvs, drawn, strict=True)
+        drawn = [(cv, *arrivals(load.due_times(Gamma(rate=1.0, cv=cv), n, seed))) for n in counts for cv in cvs]
+        return max(abs(np.log(got / asked)) for cv, rate, spread in drawn
                    for got, asked in ((rate, 1.0), (spread, cv)) if asked)
 
     return min(range(among), key=distance)
@@ -234,6 +235,17 @@ def knee(requests: pd.DataFrame, slo: SLO, **options) -> Estimate:
 
     found = over_stretches(r, of, unit="1/s", **options)
     return found if found.value > 0 else Estimate(np.nan, unit="1/s", n=found.n)
+
+
+def knees(requests: pd.DataFrame, slo: SLO, **options) -> pd.DataFrame:
+    """`knee` of Gamma arrivals of every CV: one row per CV that came at more than one rate, the calmest first.
+
+    Columns: cv (asked for), rates (how many), knee (Estimate, 1/s).
+    """
+    cvs = asked(requests.load).cv
+    rows = [{"cv": cv, "rates": part.load.nunique(), "knee": knee(part, slo, **options)}
+            for cv, part in requests.groupby(cvs, sort=True) if part.load.nunique() > 1]
+    return pd.DataFrame(rows, columns=["cv", "rates", "knee"])
 
 
 def _crossing(rates: np.ndarray, good: np.ndarray, level: float) -> float:

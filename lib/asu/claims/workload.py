@@ -124,16 +124,16 @@ def verdicts_kept(verdicts: pd.DataFrame, **options) -> Estimate:
 def guidance(numbers: Mapping[str, Estimate | Mapping | float], slo: SLO) -> str:
     """One sentence for who sizes a service; needs 10.knee, for this SLO, beside the measured numbers.
 
-    Where the knee lies below the fewest requests offered it needs 10.least_rate [1/s] and 10.least_rate_limit, of
-    `traffic.kept_limit`.
+    10.knee_bursts is that of the burstiest arrivals. Where the knee lies below the fewest requests offered it needs
+    10.least_rate [1/s] and 10.least_rate_limit, of `traffic.kept_limit`.
     """
-    knee, tail, kept, least, limit = (Estimate.of(numbers.get(f"10.{name}")) for name in (
-        "knee", "burst_ttfvt_p90", "verdicts_kept", "least_rate", "least_rate_limit"))
+    knee, bursty, tail, kept, least, limit = (Estimate.of(numbers.get(f"10.{name}")) for name in (
+        "knee", "knee_bursts", "burst_ttfvt_p90", "verdicts_kept", "least_rate", "least_rate_limit"))
     if np.isfinite(knee.value):
-        between = f" [{knee.lo:.3g}, {knee.hi:.3g}]" if knee.has_interval else ""
-        plan = (f"With this engine and pool admit at most {knee.value:.3g}{between} requests per second, arriving by "
-                f"chance, if {slo.share * 100:g} % of users are to see a token within {slo.ttfvt_s:g} s and then one "
-                f"each {slo.tbt_s:g} s")
+        fewer = f", {_rate(bursty)} in bursts like the strongest here," if np.isfinite(bursty.value) else ","
+        plan = (f"With this engine and pool admit at most {_rate(knee)} requests per second, arriving by chance{fewer} "
+                f"if {slo.share * 100:g} % of users are to see a token within {slo.ttfvt_s:g} s and then one each "
+                f"{slo.tbt_s:g} s")
     elif limit.known and np.isfinite(limit.value):
         plan = (f"Even {least.value:.3g} requests per second, the fewest offered here, are too many if "
                 f"{slo.share * 100:g} % of users are to see a token within {slo.ttfvt_s:g} s: that share needs {limit}")
@@ -152,6 +152,10 @@ def guidance(numbers: Mapping[str, Estimate | Mapping | float], slo: SLO) -> str
     else:
         options = "choose optimisations under the traffic they are meant for, since steady load does not vouch for it"
     return f"{plan}; {bursts}; {options}. (One machine, one model, a few dozen requests at most rates.)"
+
+
+def _rate(knee: Estimate) -> str:
+    return f"{knee.value:.3g}" + (f" [{knee.lo:.3g}, {knee.hi:.3g}]" if knee.has_interval else "")
 
 
 @dataclass(frozen=True)

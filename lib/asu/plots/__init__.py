@@ -31,7 +31,7 @@ from asu.plots.pilot import (
 from asu.plots.prefix_caching import break_even, prompt_costs
 from asu.plots.speculation import acceptance, speedup_by_batch, speedup_by_yield, throughput_two_ways
 from asu.plots.weight_quantisation import accuracy_by_format, damage_by_length, step_time
-from asu.plots.workload import attainment, effects_by_load, goodput, traffic_over_time, waits
+from asu.plots.workload import attainment, effects_by_load, goodput, traffic_over_time, waits, waits_by_burstiness
 
 __all__ = [
     "acceptance",
@@ -69,4 +69,5 @@ __all__ = [
     "time_vs_difficulty",
     "traffic_over_time",
     "waits",
+    "waits_by_burstiness",
 ]

@@ -125,23 +125,27 @@ def goodput(good: pd.DataFrame, knee: Estimate, share: float) -> Figure:
     """Share of the offered requests served in time against the rate, an arm each for role and kind of arrivals.
 
     good: of `traffic.goodput`, with `arm` (the legend's words) and role; an arm of one run is a mark, of more a line.
-    knee: of `traffic.knee`, of the RLLM's curve, in the same unit; share: the SLO's, dotted. Of offered, because beside
-    the rates themselves a loss of a few percent cannot be seen.
+    knee: of `traffic.knee`, of the RLLM's curve at a CV of 1, in the same unit; share: the SLO's, dotted. Of offered,
+    because beside the rates themselves a loss of a few percent cannot be seen.
     """
     need(good, ["arm", "role", "offered", "value", "lo", "hi"], "goodput")
     figure = Figure(figsize=(style.WIDTH, 3.6), layout="constrained")
     ax = figure.subplots()
     most = float(good["offered"].max()) * 1.1
     ax.axhline(share, color=style.FAINT, linewidth=1.0, linestyle=":")
+    runs = good.groupby("arm", sort=False).size()
+    lines = dict(zip(runs.index[runs > 1], _shades(sum(runs > 1)), strict=True))
     marks = iter("^DvPX*h<>")
     for arm, rows in good.groupby("arm", sort=False):
-        rows, look = rows.sort_values("offered"), style.role(rows["role"].iloc[0])
-        single = len(rows) == 1
+        rows = rows.sort_values("offered")
+        if arm in lines:
+            look = lines[arm]
+        else:
+            look = {"color": style.role(rows["role"].iloc[0]).colour, "linestyle": "none", "marker": next(marks),
+                    "markerfacecolor": "white", "markersize": 7}
         shares = rows[["value", "lo", "hi"]].div(rows["offered"], axis=0)
-        ax.vlines(rows["offered"], shares["lo"], shares["hi"], color=look.colour, linewidth=1.1)
-        ax.plot(rows["offered"], shares["value"], marker=next(marks) if single else look.marker, color=look.colour,
-                linestyle="none" if single else look.dash, markerfacecolor="white" if single else look.colour,
-                markersize=7 if single else 5, label=arm)
+        ax.vlines(rows["offered"], shares["lo"], shares["hi"], color=look["color"], linewidth=1.1)
+        ax.plot(rows["offered"], shares["value"], label=arm, **look)
     if np.isfinite(knee.value):
         ax.axvline(knee.value, color=style.INK, linewidth=1.2)
         ends = [end if np.isfinite(end) else most for end in (knee.lo, knee.hi)]
@@ -152,6 +156,37 @@ def goodput(good: pd.DataFrame, knee: Estimate, share: float) -> Figure:
     handles, _ = ax.get_legend_handles_labels()
     legend(figure, [*handles, Line2D([], [], color=style.FAINT, linewidth=1.0, linestyle=":", label=f"{share:.0%}")],
            columns=3)
+    return figure
+
+
+def _shades(count: int) -> list[dict]:
+    """Looks of so many lines in order, the first the darkest; dash and mark tell them apart as well."""
+    colours = matplotlib.colormaps["cividis"](np.linspace(0, 0.75, count))
+    return [{"color": colour, "linestyle": dash, "marker": marker, "markersize": 5} for colour, dash, marker in
+            zip(colours, itertools.cycle(("-", "--", "-.", ":")), itertools.cycle("osD^v"), strict=False)]
+
+
+@style.styled
+def waits_by_burstiness(table: pd.DataFrame) -> Figure:
+    """One percentile of TTFT and TTFVT against the rate offered, a line per CV, the calmest first; bands: intervals.
+
+    table: of `traffic.percentiles`, with rate [1/s] and cv as asked for.
+    """
+    need(table, ["metric", "rate", "cv", "value", "lo", "hi"], "waits_by_burstiness")
+    names = [name for name in _WAITS if name in set(table["metric"])]
+    figure = Figure(figsize=(style.WIDTH, 3.2), layout="constrained")
+    axes = figure.subplots(1, len(names), squeeze=False)[0]
+    cvs = sorted(table["cv"].unique())
+    for ax, name in zip(axes, names, strict=True):
+        here = table[(table["metric"] == name) & np.isfinite(table["value"])]
+        for cv, look in zip(cvs, _shades(len(cvs)), strict=True):
+            rows = here[here["cv"] == cv].sort_values("rate")
+            ax.fill_between(rows["rate"], rows["lo"], rows["hi"].where(np.isfinite(rows["hi"])), color=look["color"],
+                            alpha=0.12, linewidth=0)
+            ax.plot(rows["rate"], rows["value"], label=f"CV {cv:g}", **look)
+        _wait_axis(ax, name, here[["value", "lo", "hi"]].to_numpy(float).ravel())
+        ax.set(xlabel="requests offered [1/s]", ylabel=_WAITS[name])
+    legend(figure, axes[0].get_legend_handles_labels()[0])
     return figure
 
 
@@ -166,12 +201,11 @@ def attainment(table: pd.DataFrame, slo: SLO) -> Figure:
     figure = Figure(figsize=(style.WIDTH, 3.4), layout="constrained")
     ax = figure.subplots()
     rates = sorted(table["rate"].unique())
-    colours = matplotlib.colormaps["cividis"](np.linspace(0, 0.75, len(rates)))
-    for rate, colour, dash in zip(rates, colours, itertools.cycle(("-", "--", "-.", ":"))):
+    for rate, look in zip(rates, _shades(len(rates)), strict=True):
         rows = table[table["rate"] == rate].sort_values("ttfvt_s")
         some = rows[rows["value"].between(0, 1, inclusive="neither")]
-        ax.fill_between(some["ttfvt_s"], some["lo"], some["hi"], color=colour, alpha=0.12, linewidth=0)
-        ax.plot(rows["ttfvt_s"], rows["value"], color=colour, linestyle=dash, label=f"{rate:g} requests a second")
+        ax.fill_between(some["ttfvt_s"], some["lo"], some["hi"], color=look["color"], alpha=0.12, linewidth=0)
+        ax.plot(rows["ttfvt_s"], rows["value"], label=f"{rate:g} requests a second", **look | {"marker": "none"})
     ax.axhline(slo.share, color=style.FAINT, linewidth=1.0, linestyle=":")
     ax.axvline(slo.ttfvt_s, color=style.FAINT, linewidth=1.0, linestyle=":")
     ax.set(xscale="log", ylim=(0, 1.04), xlabel="limit on the first visible token [s]",
