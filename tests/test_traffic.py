@@ -318,11 +318,14 @@ def test_guidance_follows_the_numbers(measured, knee, says):
     words = workload.guidance(measured | {"10.knee": knee}, SLO(2.0, 0.1))
     assert says in words and f"then waits {measured['10.burst_ttfvt_p90']} as long" in words
     assert "under a steady load;" not in words
-    low = workload.guidance({"10.knee": Estimate(np.nan), "10.least_rate": Estimate(2.0),
-                             "10.least_rate_limit": Estimate(9.0, 8.0, 11.0, "s")}, SLO(3.0, 0.1))
+    least = {"10.least_rate": Estimate(2.0), "10.least_rate_limit": Estimate(9.0, 8.0, 11.0, "s")}
+    low = workload.guidance({"10.knee": Estimate(np.nan)} | least, SLO(3.0, 0.1))
+    assert "lies outside" in workload.guidance({"10.knee": Estimate(np.inf)} | least, SLO(3.0, 0.1))
     assert low.startswith("Even 2 requests per second") and "within 3 s: that share needs 9.0 [8.0, 11.0] s" in low
     bursty = workload.guidance({"10.knee": Estimate(4.0), "10.knee_bursts": Estimate(2.0, 1.0, 3.0)}, SLO(3.0, 0.1))
     assert "by chance, 2 [1, 3] in bursts like the strongest here, if" in bursty
+    worse = workload.guidance({"10.knee": Estimate(4.0), "10.knee_bursts": Estimate(np.nan)}, SLO(3.0, 0.1))
+    assert "by chance, fewer than were offered in bursts like the strongest here, if" in worse
     calm = measured | {"10.burst_ttfvt_p90": Estimate(0.8, 0.5, 1.0), "10.verdicts_kept": Estimate(0.4, 0.2, 0.6)}
     said = workload.guidance(calm, SLO(2.0, 0.1))
     assert "did not lengthen" in said and "does not vouch" in said
@@ -338,6 +341,9 @@ def test_every_figure_draws_what_it_is_given():
     waits = traffic.percentiles(r, **FEW).assign(x=lambda rows: rows.rate)
     assert len(plots.waits(waits, waits).axes) == 6
     good = traffic.goodput(r, SLO(2.0, 1.0), **FEW).assign(arm="RLLM")
+    twin = plots.goodput(pd.concat([good, good.assign(arm="LLM", role="LLM")]), Estimate(2.0), 0.95).axes[0]
+    drawn = {line.get_label(): line.get_linestyle() for line in twin.lines}
+    assert drawn["RLLM"] == "-" and drawn["LLM"] == "None", "only the reasoning model's rates are joined"
     for knee in (Estimate(2.0, 1.0, np.inf), Estimate(np.inf), Estimate(np.nan)):
         assert plots.goodput(good, knee, 0.95).axes[0].get_ylabel() == "served in time\n[% of the offered]"
     bursty = waits.assign(cv=4.0, value=2 * waits.value)

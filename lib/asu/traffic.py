@@ -1,7 +1,8 @@
 """Open-loop traffic: what was offered against what was completed, how long requests waited, goodput and its knee.
 
-Requests that arrive together wait together, so that nothing here takes them as independent: intervals come from
-resampled stretches of arrivals in a row (`stretches`). Rates are per second of the run's clock and never rounded.
+Requests that arrive together wait together, so that no wait or rate here takes them as independent: intervals come from
+resampled stretches of arrivals in a row (`stretches`); effects of options are paired by problem. Rates are per second
+of the run's clock and never rounded.
 """
 
 from collections.abc import Iterator, Sequence

@@ -386,7 +386,7 @@ CLAIMS = [
           "08.e2e_ratio_large", Range(hi=1), f"said from 14B on; as plotted, {_PLOTTED}", _TIME),
     Claim("prefix.small", "Prefix caching slows the smallest reasoning model down on single questions.",
           "08.e2e_ratio_small", Range(lo=1), "said of 7B; direction only"),
-    Claim("prefix.plotted", "As plotted against the text: with caching, single questions take longer everywhere.",
+    Claim("prefix.plotted", "As plotted against the text: with caching, single questions take longer on average.",
           "08.e2e_ratio", Range(lo=1), _PLOTTED, _TIME),
     Claim("prefix.accuracy", "Prefix caching leaves accuracy unchanged.",
           "08.accuracy_change", Range(-SMALL_POINTS, SMALL_POINTS),

@@ -130,11 +130,13 @@ def guidance(numbers: Mapping[str, Estimate | Mapping | float], slo: SLO) -> str
     knee, bursty, tail, kept, least, limit = (Estimate.of(numbers.get(f"10.{name}")) for name in (
         "knee", "knee_bursts", "burst_ttfvt_p90", "verdicts_kept", "least_rate", "least_rate_limit"))
     if np.isfinite(knee.value):
-        fewer = f", {_rate(bursty)} in bursts like the strongest here," if np.isfinite(bursty.value) else ","
+        below = "10.knee_bursts" in numbers and not bursty.known
+        fewer = (f", {_rate(bursty)} in bursts like the strongest here," if np.isfinite(bursty.value) else
+                 ", fewer than were offered in bursts like the strongest here," if below else ",")
         plan = (f"With this engine and pool admit at most {_rate(knee)} requests per second, arriving by chance{fewer} "
                 f"if {slo.share * 100:g} % of users are to see a token within {slo.ttfvt_s:g} s and then one each "
                 f"{slo.tbt_s:g} s")
-    elif limit.known and np.isfinite(limit.value):
+    elif np.isnan(knee.value) and limit.known and np.isfinite(limit.value):
         plan = (f"Even {least.value:.3g} requests per second, the fewest offered here, are too many if "
                 f"{slo.share * 100:g} % of users are to see a token within {slo.ttfvt_s:g} s: that share needs {limit}")
     else:
@@ -144,7 +146,7 @@ def guidance(numbers: Mapping[str, Estimate | Mapping | float], slo: SLO) -> str
     elif tail.has_interval and tail.hi <= 1:
         bursts = "bursts as strong as these did not lengthen the slowest tenth's wait for a visible token"
     else:
-        bursts = "how much longer bursts make the slowest tenth wait is not decided by runs this short"
+        bursts = "how much longer bursts make the slowest tenth wait is not decided by these runs"
     if kept.has_interval and kept.lo > 0.5:
         options = "optimisations may be chosen under a steady load"
     elif not kept.has_interval:

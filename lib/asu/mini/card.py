@@ -52,12 +52,17 @@ def lengths(requests: pd.DataFrame) -> pd.DataFrame:
     def of(part: pd.DataFrame) -> pd.Series:
         well = part[part.error.isna()]
         return pd.Series({
-            **{f"p{q}": np.percentile(well.output_tokens, q, method="inverted_cdf") for q in (50, 90, 99)},
-            "thinking_p50": well.thinking_tokens.median(), "cut_off": (well.outcome == "cut off").mean(),
+            **{f"p{q}": _percentile(well.output_tokens, q) for q in (50, 90, 99)},
+            "thinking_p50": _percentile(well.thinking_tokens, 50), "cut_off": (well.outcome == "cut off").mean(),
             "failed": len(part) - len(well)})
 
     return pd.DataFrame([{"model": model, "task": task, **of(part)}
                          for (model, task), part in requests.groupby(["model", "task"], sort=False)])
+
+
+def _percentile(tokens: pd.Series, q: float) -> float:
+    """A length that occurred, so that half of the thinking is never longer than half of the output."""
+    return float(np.percentile(tokens, q, method="inverted_cdf"))
 
 
 # What the weights must show -------------------------------------------------------------------------------------------
@@ -79,7 +84,7 @@ def bands(requests: pd.DataFrame) -> pd.DataFrame:
         ("median thinking tokens of the 4M, hard / easy",
          thinking[LARGE, "mini-hard"] / thinking[LARGE, "mini-easy"], 8.0, inf),
         ("output tokens of the thinking 4M over all sets, p99 / p50",
-         np.percentile(tokens, 99, method="inverted_cdf") / tokens.median(), 3.0, inf),
+         _percentile(tokens, 99) / _percentile(tokens, 50), 3.0, inf),
         ("answers of the thinking 4M cut off by the budget",
          float((requests[requests.model == LARGE].outcome == "cut off").sum()), 1.0, inf),
         ("answers of all four that could not be graded, share",

@@ -79,7 +79,7 @@ def waits(by_rate: pd.DataFrame, by_cv: pd.DataFrame) -> Figure:
         both = both[(both["metric"] == name) & both["q"].isin(list(_SHARES))]
         _wait_axis(left, name, both[["value", "lo", "hi"]].to_numpy(float).ravel())
         left.set_ylabel(_WAITS[name])
-    axes[-1, 0].set_xlabel("requests offered [1/s]")
+    axes[-1, 0].set_xlabel("rate of arrivals, as asked for [1/s]")
     axes[-1, 1].set_xlabel("CV of the gaps, as asked for")
     cvs = sorted(set(by_cv["x"]))
     if cvs[0] > 0:
@@ -124,7 +124,8 @@ def _wait_axis(ax: Axes, name: str, shown: np.ndarray) -> None:
 def goodput(good: pd.DataFrame, knee: Estimate, share: float) -> Figure:
     """Share of the offered requests served in time against the rate, an arm each for role and kind of arrivals.
 
-    good: of `traffic.goodput`, with `arm` (the legend's words) and role; an arm of one run is a mark, of more a line.
+    good: of `traffic.goodput`, with `arm` (the legend's words) and role; an arm of the RLLM with several runs is a
+    line, all else is marks.
     knee: of `traffic.knee`, of the RLLM's curve at a CV of 1, in the same unit; share: the SLO's, dotted. Of offered,
     because beside the rates themselves a loss of a few percent cannot be seen.
     """
@@ -133,8 +134,9 @@ def goodput(good: pd.DataFrame, knee: Estimate, share: float) -> Figure:
     ax = figure.subplots()
     most = float(good["offered"].max()) * 1.1
     ax.axhline(share, color=style.FAINT, linewidth=1.0, linestyle=":")
-    runs = good.groupby("arm", sort=False).size()
-    lines = dict(zip(runs.index[runs > 1], _shades(sum(runs > 1)), strict=True))
+    arms = good.groupby("arm", sort=False).agg(role=("role", "first"), runs=("role", "size"))
+    curves = arms.index[(arms["role"] == "RLLM") & (arms["runs"] > 1)]
+    lines = dict(zip(curves, _shades(len(curves)), strict=True))
     marks = iter("^DvPX*h<>")
     for arm, rows in good.groupby("arm", sort=False):
         rows = rows.sort_values("offered")
@@ -185,7 +187,7 @@ def waits_by_burstiness(table: pd.DataFrame) -> Figure:
                             alpha=0.12, linewidth=0)
             ax.plot(rows["rate"], rows["value"], label=f"CV {cv:g}", **look)
         _wait_axis(ax, name, here[["value", "lo", "hi"]].to_numpy(float).ravel())
-        ax.set(xlabel="requests offered [1/s]", ylabel=_WAITS[name])
+        ax.set(xlabel="rate of arrivals, as asked for [1/s]", ylabel=_WAITS[name])
     legend(figure, axes[0].get_legend_handles_labels()[0])
     return figure
 
