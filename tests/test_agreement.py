@@ -67,6 +67,15 @@ def test_tokens_that_came_together_are_no_difference():
     assert compared.moved.tolist() == [1, 1, 0] and compared.gap.tolist() == pytest.approx([0.5, 0.25, 0])
 
 
+def test_texts_that_were_not_kept_neither_agree_nor_differ():
+    requests, events = two_runs()
+    bare = requests.assign(thinking_text="", answer_text="", outcome=None)
+    labels = {"trial": 0}, {"trial": 1}
+    assert agreement.compare(bare, events, *labels, "x").empty and agreement.positions(bare, events, *labels, "x").empty
+    ungraded = agreement.compare(requests.assign(outcome=None), events, *labels, "x")
+    assert ungraded.flipped.isna().all() and ungraded.changed.tolist() == [0, 1, 0]
+
+
 def test_labels_must_name_one_run():
     with pytest.raises(AsuError, match="2 runs have"):
         agreement.compare(*two_runs(), {"task": "t"}, {"trial": 1}, "x")

@@ -120,11 +120,11 @@ def test_what_the_server_measured_is_kept():
 
 def test_the_body_says_what_was_asked():
     with FakeEngine() as fake:
-        ask(fake, call(ignore_eos=True, min_tokens=100, priority=2, chat_options={"enable_thinking": False}),
+        ask(fake, call(ignore_eos=True, min_tokens=100, chat_options={"enable_thinking": False}),
             extras={"min_new_tokens": 3})
     body, = fake.requests
     assert body | {"model": "fake-model", "max_tokens": 100, "temperature": 0.6, "top_p": 0.95, "seed": 1,
-                   "stream": True, "ignore_eos": True, "min_tokens": 100, "priority": 2, "return_token_ids": True,
+                   "stream": True, "ignore_eos": True, "min_tokens": 100, "return_token_ids": True,
                    "chat_template_kwargs": {"enable_thinking": False}, "min_new_tokens": 3} == body
     assert body["stream_options"] == {"include_usage": True}
     assert body["messages"] == [{"role": "user", "content": "What is 2 + 2?"}]
@@ -133,7 +133,7 @@ def test_the_body_says_what_was_asked():
 def test_what_was_not_asked_is_not_in_the_body():
     with FakeEngine() as fake:
         ask(fake)
-    assert not {"ignore_eos", "min_tokens", "priority", "chat_template_kwargs", "logprobs"} & fake.requests[0].keys()
+    assert not {"ignore_eos", "min_tokens", "chat_template_kwargs", "logprobs"} & fake.requests[0].keys()
 
 
 @pytest.mark.parametrize("mode", ["vllm", "speculation", "lmdeploy"])

@@ -113,13 +113,13 @@ def test_vllm_command_on_the_cpu(on, folder):
 def test_vllm_options_reach_their_flags(on, folder):
     on("gpu", HOPPER, HOPPER)
     argv = command("vllm", THINKS, folder, weights="fp8", kv_cache="fp8_e4m3", kv_pool_tokens=32000, memory_share=0.5,
-                   prefix_caching=True, scheduling="priority", tensor_parallel=2, random_weights=True,
+                   prefix_caching=True, tensor_parallel=2, random_weights=True,
                    speculation=Speculation(method="ngram", tokens=4))
     assert flag(argv, "--reasoning-parser") == "deepseek_r1"
     assert flag(argv, "--quantization") == "fp8" and flag(argv, "--kv-cache-dtype") == "fp8"
     assert int(flag(argv, "--num-gpu-blocks-override")) * int(flag(argv, "--block-size")) == 32000
     assert flag(argv, "--gpu-memory-utilization") == "0.5" and flag(argv, "--tensor-parallel-size") == "2"
-    assert flag(argv, "--scheduling-policy") == "priority" and flag(argv, "--load-format") == "dummy"
+    assert flag(argv, "--scheduling-policy") == "fcfs" and flag(argv, "--load-format") == "dummy"
     assert "--enable-prefix-caching" in argv and "--no-enable-prefix-caching" not in argv
     assert json.loads(flag(argv, "--speculative-config")) == {
         "method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 2, "prompt_lookup_max": 4}
@@ -284,7 +284,6 @@ def test_lmdeploy_command(on, folder):
 
 @pytest.mark.parametrize("options, message", [
     (dict(speculation=Speculation(method="ngram", tokens=4)), "ngram.*EAGLE"),
-    (dict(scheduling="priority"), "scheduling: priority.*fcfs"),
     (dict(weights="bnb4"), "weights: bnb4.*bf16, fp8, awq"),
     (dict(kv_cache="int8_per_token_head"), "int8_per_token_head.*int4, int8"),
     (dict(kv_pool_tokens=640), "multiple of 64, at least 1088"),

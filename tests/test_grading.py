@@ -273,6 +273,22 @@ def test_a_comparison_over_its_limit_is_not_equal_and_the_next_one_is_answered(t
     assert [comparer("1", "easy"), comparer("1", "hard"), comparer("1", "easy")] == [True, False, True]
 
 
+def test_a_verdict_that_nobody_waited_for_does_not_answer_the_next_question(tmp_path, monkeypatch):
+    comparer = _script(tmp_path, "    print('true' if answer == 'yes' else 'false', flush=True)\n")
+    assert comparer("1", "yes")
+    child = comparer._child
+
+    class Interrupted:
+        def readline(self):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(child, "stdout", Interrupted())
+    monkeypatch.setattr(child, "communicate", child.wait)
+    with pytest.raises(KeyboardInterrupt):
+        comparer("1", "yes")
+    assert comparer("1", "no") is False and child.returncode is not None
+
+
 def test_a_comparer_that_cannot_run_is_an_error_not_a_verdict(tmp_path):
     comparer = _script(tmp_path, "    sys.exit('no math-verify here')\n")
     with pytest.raises(AsuError, match="no math-verify here"):

@@ -154,4 +154,4 @@ def test_only_visible_gpus_are_watched(monkeypatch, visible, expected):
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert module.visible_gpus() == expected
+    assert module.visible_gpus() == expected and Host(1, gpus=1).gpus == expected[:1]

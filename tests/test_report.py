@@ -444,12 +444,23 @@ def test_without_a_browser_the_test_says_how_to_get_one(monkeypatch):
 # --- publishing -----------------------------------------------------------------------------------------------------
 
 
+def finish(profile: str = "embedded") -> None:
+    """A report of one notebook, as far as publishing looks."""
+    write_notebook("01_a", "A", READS)
+    (paths.PROFILES / f"{profile}.yaml").write_text(f"profile: {profile}\ndescription: d\nnotebooks:\n  01_a: {{}}\n")
+    state = report.folder(profile) / "state/01_a.json"
+    state.parent.mkdir(parents=True, exist_ok=True)
+    state.write_text("{}")
+
+
 def test_publish_copies_figures_and_numbers_and_drops_old_ones(house):
-    with pytest.raises(AsuError, match="no report"):
+    finish()
+    (house / "reports/embedded/state/01_a.json").unlink()
+    with pytest.raises(AsuError, match="not whole: no 01_a"):
         report.publish("embedded")
+    finish()
     report.show(small_figure(), "new", "c", "a")
     report.record("01_a", {"01.kv_peak_ratio": Estimate(4.0, 3.0, 5.0, "×", 9)})
-    (house / "reports/embedded/index.html").write_text("")
     (house / "figures").mkdir()
     (house / "figures/old.svg").write_text("<svg/>")
     report.publish("embedded")
@@ -461,7 +472,7 @@ def test_another_profile_is_published_beside_the_embedded_one_and_told_in_the_re
     for name, value in (("h200", 8.0), ("h200-mini", 2.0), ("embedded", 4.0)):
         monkeypatch.setenv("ASU_PROFILE", name)
         report.record("01_a", {"01.kv_peak_ratio": Estimate(value, value - 1, value + 1, "×", 9)})
-        (report.folder() / "index.html").write_text("")
+        finish(name)
         assert report.publish(name) == house / "figures" / ("" if name == "embedded" else name)
     found = report.beside(report.BESIDE)
     assert list(found.claim) == ["F1.heavy"]
@@ -472,7 +483,7 @@ def test_another_profile_is_published_beside_the_embedded_one_and_told_in_the_re
 
 def test_the_readme_table_is_written_checked_and_found_stale(house):
     report.record("01_a", {"01.kv_peak_ratio": Estimate(4.0, 3.0, 5.0, "×", 9)})
-    (house / "reports/embedded/index.html").write_text("")
+    finish()
     report.publish("embedded")
     readme = house / "README.md"
     readme.write_text("# Title\n")

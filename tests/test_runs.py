@@ -236,6 +236,11 @@ def test_what_is_prepared_before_a_run_delays_no_arrival(toys, store, server, mo
     assert requests.due_s.min() < 0.1 and requests.sent_s.min() < 1.0
 
 
+def test_counters_are_read_before_the_first_request(toys, store, server):
+    complete = runs.read(runs.execute(make_spec(), server, store, INPUTS))
+    assert complete.engine.t_s.iloc[0] == 0 and complete.engine.t_s.is_monotonic_increasing
+
+
 def test_an_engine_that_answers_503_is_dead(toys, store, server):
     server.fake.fault = "http 503"
     with pytest.raises(AsuError, match="503") as error:

@@ -120,12 +120,11 @@ def test_command(on, folder):
 
 def test_options_reach_their_flags(on, folder):
     on(HOPPER, HOPPER)
-    argv = command(folder, THINKS, weights="fp8", kv_cache="fp8_e4m3", prefix_caching=True, scheduling="priority",
+    argv = command(folder, THINKS, weights="fp8", kv_cache="fp8_e4m3", prefix_caching=True,
                    tensor_parallel=2, random_weights=True)
     assert flag(argv, "--reasoning-parser") == "deepseek-r1" and flag(argv, "--tp-size") == "2"
     assert flag(argv, "--quantization") == "fp8" and flag(argv, "--kv-cache-dtype") == "fp8_e4m3"
     assert flag(argv, "--load-format") == "dummy" and "--disable-radix-cache" not in argv
-    assert {"--enable-priority-scheduling", "--schedule-low-priority-values-first"} <= set(argv)
 
 
 def test_speculation_drafts_a_chain(on, folder):

@@ -43,7 +43,7 @@ loads = st.one_of(
 options = st.fixed_dictionaries({}, optional={
     "weights": st.sampled_from(["bf16", "fp8", "w4a16"]), "kv_cache": st.sampled_from(["bf16", "fp8_e4m3"]),
     "kv_pool_tokens": st.none() | st.integers(1, 1 << 20), "max_requests": st.integers(1, 256),
-    "prefix_caching": st.booleans(), "scheduling": st.sampled_from(["fcfs", "priority"])})
+    "prefix_caching": st.booleans()})
 spec_data = st.fixed_dictionaries(
     {"model": st.sampled_from(sorted(models.CATALOGUE)), "task": st.sampled_from(["mini-easy", "mini-hard"])},
     optional={"engine": st.sampled_from(["vllm", "lmdeploy"]), "options": options, "load": loads,

@@ -186,6 +186,8 @@ def test_numbers_and_crossing_of_made_up_runs():
     assert 2 < found.value < 8
     assert speculation.crossing(requests, "draft", n_boot=50).known is False
     assert speculation._texts_changed(requests, "ngram", n_boot=50).value == 0
+    bare = requests.assign(thinking_text="", answer_text="")
+    assert not speculation._texts_changed(bare, "ngram", n_boot=50).known, "random weights: nobody saw the texts"
     tokens = speculation._effect(requests, "ngram", "tps", n_boot=50)
     chunks = speculation._effect(speculation.audit.in_chunks(requests, events), "ngram", "tps", n_boot=50)
     assert tokens.value == pytest.approx(16 / 3) and chunks.value == pytest.approx(2.0)

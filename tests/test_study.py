@@ -10,6 +10,7 @@ from asu import paths, runs, study
 from asu.errors import AsuError
 from asu.progress import Progress, Silent, clock_text
 from asu.study import Study
+from fake_engine import FakeAdapter
 
 AXES = {"models": ["mini-4m-think", "mini-4m-direct"], "tasks": "toy", "budgets": [64, 128], "problems": 4,
         "loads": {"kind": "closed", "concurrency": 4}, "max_requests": 4}
@@ -140,6 +141,14 @@ def test_the_prefix_cache_is_emptied_before_each_run(toys, store, caching, reset
     servers = Servers()
     Study(**AXES | {"models": "mini-4m-think"}, prefix_caching=caching, store=store).run(Silent(), server=servers)
     assert [server.resets for server in servers.started] == [resets]
+
+
+def test_an_engine_that_cannot_empty_its_cache_gets_a_server_for_each_run(toys, store, monkeypatch):
+    monkeypatch.setattr(FakeAdapter, "reset_path", None)
+    servers = Servers()
+    Study(**AXES | {"models": "mini-4m-think"}, prefix_caching=True, store=store).run(Silent(), server=servers)
+    Study(**AXES | {"models": "mini-4m-think"}, store=store).run(Silent(), server=servers)
+    assert [server.resets for server in servers.started] == [0, 0, 0], "two with the cache on, one without for both"
 
 
 def test_a_failing_run_keeps_the_ones_before(toys, store):

@@ -127,7 +127,6 @@ def test_other_options_get_another_file(on, folder):
     (dict(weights="awq"), "weights: awq.*bf16, modelopt_fp8"),
     (dict(weights="modelopt_fp8"), "holds bf16 weights, not modelopt_fp8"),
     (dict(kv_cache="fp8_e5m2"), "kv_cache: fp8_e5m2.*bf16, fp8_e4m3"),
-    (dict(scheduling="priority"), "scheduling: priority.*fcfs"),
     (dict(tensor_parallel=2), "1 GPUs.*at most 1"),
     (dict(kv_pool_tokens=5000), "KV pool of 5000.*multiple of 32, at least 4096"),
     (dict(kv_pool_tokens=3200), "KV pool of 3200.*at least 4096"),

@@ -22,7 +22,7 @@ MEASURES = {
 
 
 def compare(requests: pd.DataFrame, events: pd.DataFrame, a: dict, b: dict, comparison: str) -> pd.DataFrame:
-    """One row per request that both runs finished.
+    """One row per request that both runs finished, none where texts were not kept.
 
     a, b: labels that name one run each, {"load": "closed8", "trial": 0}.
     Columns: comparison, task, problem_id, request_id; changed, flipped (0 or 1); hit_change = hit in b − hit in a;
@@ -64,25 +64,29 @@ def by_position(tokens: pd.DataFrame, width: int = 32, **options) -> pd.DataFram
 def _side_by_side(requests: pd.DataFrame, events: pd.DataFrame, a: dict, b: dict
                   ) -> tuple[pd.DataFrame, list[pd.DataFrame]]:
     """(requests that both runs finished, with changed, flipped, hit_change and parted_at; the two runs' events)."""
-    one, two = _of_run(requests, a), _of_run(requests, b)
+    (run_a, one), (run_b, two) = _of_run(requests, a), _of_run(requests, b)
     columns = [*_KEYS, "run", "text", "hit", "output_tokens"]
     both = one[columns].merge(two[columns], on=_KEYS, suffixes=("_a", "_b"), validate="one_to_one")
     both["changed"] = (both.text_a != both.text_b).astype(float)
-    both["flipped"] = (both.hit_a != both.hit_b).astype(float)
+    both["flipped"] = (both.hit_a != both.hit_b).astype(float).where(both.hit_a.notna() & both.hit_b.notna())
     both["hit_change"] = both.hit_b - both.hit_a
     length = [len(os.path.commonprefix(texts)) for texts in zip(both.text_a, both.text_b, strict=True)]
     per_character = np.minimum(1.0, both.output_tokens_a / both.text_a.str.len())
     both["parted_at"] = np.where(both.changed == 1, np.floor(length * per_character), both.output_tokens_a)
-    return both, [events[events.run == run.run.iloc[0]] for run in (one, two)]
+    return both, [events[events.run == run] for run in (run_a, run_b)]
 
 
-def _of_run(requests: pd.DataFrame, wanted: dict) -> pd.DataFrame:
-    """Finished requests of the one run with these labels, with hit and text (thinking, a mark, answer)."""
+def _of_run(requests: pd.DataFrame, wanted: dict) -> tuple[str, pd.DataFrame]:
+    """The one run with these labels, and its finished requests with hit and text (thinking, a mark, answer).
+
+    Requests whose text was not kept (random weights) are left out: nobody saw whether they agree.
+    """
     chosen = requests[np.logical_and.reduce([requests[name] == value for name, value in wanted.items()])]
     if chosen.run.nunique() != 1:
         raise AsuError(f"{chosen.run.nunique()} runs have {wanted}", "name exactly one run by its labels")
     r = metrics.derive(chosen)
-    return r[r.finished].assign(text=metrics.texts(r[r.finished]))
+    r = r[r.finished & (r.thinking_text + r.answer_text != "")]
+    return chosen.run.iloc[0], r.assign(text=metrics.texts(r))
 
 
 def _steps(both: pd.DataFrame, a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:

@@ -113,7 +113,7 @@ def _print_cost(study: Study) -> None:
 
 @command(epilog="Example: python -m asu run -n 01_kv_cache_usage")
 def run(profile: str = _PROFILE, notebook: list[str] = _NOTEBOOK):
-    """Make the runs that are missing, each server started once. Kill it at any time; the same command goes on."""
+    """Make the runs that are missing, servers shared. Kill it at any time; the same command goes on."""
     for study in _studies(profile, notebook):
         study.run()
 

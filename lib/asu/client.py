@@ -48,7 +48,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Call:
-    """What one request asks for. `chat_options` are chat template switches; higher `priority` numbers go later."""
+    """What one request asks for. `chat_options` are chat template switches."""
 
     prompt: str
     max_tokens: int
@@ -57,7 +57,6 @@ class Call:
     seed: int
     ignore_eos: bool = False
     min_tokens: int | None = None
-    priority: int | None = None
     chat_options: dict | None = None
     logprobs: bool = False
 
@@ -542,7 +541,7 @@ class Client:
         body = {"model": self.model, "messages": [{"role": "user", "content": call.prompt}], "stream": True,
                 "stream_options": {"include_usage": True}, "return_token_ids": True, "max_tokens": call.max_tokens,
                 "temperature": call.temperature, "top_p": call.top_p, "top_k": 0, "seed": call.seed}
-        optional = {"ignore_eos": call.ignore_eos or None, "min_tokens": call.min_tokens, "priority": call.priority,
+        optional = {"ignore_eos": call.ignore_eos or None, "min_tokens": call.min_tokens,
                     "chat_template_kwargs": call.chat_options, "logprobs": call.logprobs or None}
         return {name: value for name, value in (body | optional | self.extras).items() if value is not None}
 

@@ -84,7 +84,7 @@ EVENTS = {
 
 ENGINE = {
     "session": REQUESTS["session"],
-    "t_s": ("s", "when the engine was asked"),
+    "t_s": ("s", "when the engine's answer came"),
     "kv_use": ("share of pool", "KV cache in use"),
     "running": ("requests", "requests being computed"),
     "waiting": ("requests", "requests waiting for room"),
@@ -100,8 +100,8 @@ ENGINE = {
 
 HOST = {
     "session": REQUESTS["session"],
-    "t_s": ("s", "when the host was asked"),
-    "cpu_share": ("share", "processor time in use, of all cores"),
+    "t_s": ("s", "when the host was read"),
+    "cpu_share": ("share", "processor time of the engine's processes, of all cores"),
     "rss_bytes": ("B", "memory of the engine's processes"),
     "gpu_util": ("share", "time a kernel ran on the GPU"),
     "gpu_memory_bytes": ("B", "GPU memory in use"),

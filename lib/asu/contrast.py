@@ -56,6 +56,20 @@ def contrast(frame: pd.DataFrame, arm: str, a, b, make: Callable[[pd.DataFrame],
     return parts
 
 
+def texts_changed(requests: pd.DataFrame, *, arm: str, on, off, ignore: tuple[str, ...] = (), **options) -> Estimate:
+    """Share of requests whose text differs between on and off, everything else equal, same sampling seed.
+
+    Requests that failed, or whose text was not kept (random weights), say nothing: not known where none is left.
+    """
+    kept = requests[requests[arm].isin([on, off]) & requests.error.isna()
+                    & (requests.thinking_text + requests.answer_text != "")]
+    keys = [k for k in [*SETTINGS, "role"] if k in kept and k != arm and k not in ignore]
+    both = kept.assign(text=metrics.texts(kept)).groupby([*keys, "problem_id", "request_id"], dropna=False).agg(
+        arms=(arm, "nunique"), texts=("text", "nunique")).reset_index()
+    both = both[both.arms == 2].reset_index(drop=True)
+    return over_problems(both, stats.mean(both.texts > 1), unit="share", bounds=(0, 1), **options)
+
+
 def over_problems(frame: pd.DataFrame, statistic: stats.Statistic, **options) -> Estimate:
     """Interval from resampled problems, within each task so that every draw has every task."""
     return stats.bootstrap(statistic, frame.problem_id, strata=frame.task, **options)

@@ -17,6 +17,7 @@ from asu.errors import AsuError
 from asu.models import Model
 from asu.records import Store, read_spec
 from asu.specs import RunSpec
+from asu.study import server_of
 
 GPU_FROM_GIB = 4.0  # weights from which a model is planned for GPUs
 PROBLEMS_UNKNOWN = 100  # of a set taken whole, whose size only the hub knows
@@ -154,10 +155,10 @@ def table(specs: list[RunSpec]) -> pd.DataFrame:
     Columns: model, engine, weights, kv_pool_tokens, runs, weights_gib, kv_gib, gib (both), gpus, gpu_hours (server
     starts included), assumed (tasks whose lengths were recorded on other models).
     """
-    by_server: dict[str, list[RunSpec]] = {}
+    by_server: dict[tuple, list[RunSpec]] = {}
     for spec in specs:
         if large(spec):
-            by_server.setdefault(spec.server_key, []).append(spec)
+            by_server.setdefault(server_of(spec), []).append(spec)
     rows = []
     for group in by_server.values():
         first, options = group[0], group[0].options

@@ -540,7 +540,7 @@ def idle_share(b: pd.DataFrame) -> stats.Statistic:
 
 
 @total("energy_j", "GPU energy", "J", "lower", "S",
-       "mean GPU power · time from first sent to last token, idle draw included", "host")
+       "GPU energy counter (else power · time) from first sent to last token, idle draw included", "host")
 def _energy(g: Group) -> float:
     return float(energy_shares(g.requests, g.host).sum(skipna=False))
 

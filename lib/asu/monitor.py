@@ -1,7 +1,6 @@
 """Engine gauges, host load and GPU counters over time, on the client's clock; knows nothing of requests."""
 
 import http.client
-import os
 import threading
 from collections.abc import Callable
 from time import monotonic
@@ -11,6 +10,7 @@ import psutil
 import pynvml
 
 from asu.client import NAN, Clock
+from asu.engines.base import visible_gpus
 from asu.errors import AsuError
 from asu.specs import MOST_DRAFTED
 
@@ -25,11 +25,12 @@ class Monitor:
     """Samples a server every `interval_s` [s] between entry and exit, in threads with connections of their own.
 
     `server` has pid, metrics() -> Prometheus text, and engine.gauges(text) -> neutral names. A poll that fails is a row
-    of NaN and counts in `failed_polls`; the engine's and the host's samples do not wait for each other.
+    of NaN and counts in `failed_polls`; the engine's and the host's samples do not wait for each other. gpus: how many
+    of the visible GPUs, the first ones, the server has; None: all.
     """
 
-    def __init__(self, server, clock: Clock, interval_s: float = 0.2):
-        self.server, self.clock, self.interval_s = server, clock, interval_s
+    def __init__(self, server, clock: Clock, interval_s: float = 0.2, gpus: int | None = None):
+        self.server, self.clock, self.interval_s, self.gpus = server, clock, interval_s, gpus
         self.failed_polls = 0
         self._engine_rows: list[dict] = []
         self._host_rows: list[dict] = []
@@ -37,7 +38,7 @@ class Monitor:
         self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> "Monitor":
-        host = Host(self.server.pid)
+        host = Host(self.server.pid, self.gpus)
         for name, sample, rows in (("engine", self._poll, self._engine_rows), ("host", host.sample, self._host_rows)):
             thread = threading.Thread(target=self._repeat, args=(sample, rows), name=f"asu-{name}", daemon=True)
             thread.start()
@@ -50,20 +51,20 @@ class Monitor:
         for thread in self._threads:
             thread.join(max(until - monotonic(), 0))  # a hung engine may hold its poll; the thread dies with us
 
-    def engine_frame(self) -> pd.DataFrame:
-        """Gauges so far: t_s, kv_use [0..1], running, waiting, and the cumulative counters; missing is NaN."""
-        rows = self._engine_rows[:]
+    def engine_frame(self, since: int = 0) -> pd.DataFrame:
+        """Gauges from sample `since` on: t_s, kv_use [0..1], running, waiting, cumulative counters; missing is NaN."""
+        rows = self._engine_rows[since:]
         spoken = [name for name in SPECULATION if any(name in row for row in rows)]
         return pd.DataFrame(rows, columns=ENGINE + spoken, dtype=float)
 
-    def read_engine(self) -> None:
-        """One sample of the engine now, beside those at intervals."""
+    def read_engine(self, t_s: float | None = None) -> None:
+        """One sample of the engine now, beside those at intervals; t_s: what time to give it, None: when it came."""
         row = self._poll()
-        self._engine_rows.append({"t_s": self.clock.now()} | row)
+        self._engine_rows.append({"t_s": self.clock.now() if t_s is None else t_s} | row)
 
-    def host_frame(self) -> pd.DataFrame:
-        """Host samples so far: the engine's processes' share of all cores and memory, the visible GPUs' counters."""
-        return pd.DataFrame(self._host_rows[:], columns=HOST, dtype=float)
+    def host_frame(self, since: int = 0) -> pd.DataFrame:
+        """Host samples from `since` on: the engine's processes' share of all cores and memory, its GPUs' counters."""
+        return pd.DataFrame(self._host_rows[since:], columns=HOST, dtype=float)
 
     def _repeat(self, sample: Callable[[], dict], rows: list[dict]) -> None:
         due = monotonic()
@@ -84,16 +85,16 @@ class Monitor:
 
 
 class Host:
-    """CPU and memory of a process and all its descendants, and the counters of the GPUs they can see."""
+    """CPU and memory of a process and all its descendants, and the counters of the first `gpus` that they can see."""
 
-    def __init__(self, pid: int):
+    def __init__(self, pid: int, gpus: int | None = None):
         self.pid = pid
         self.cores = psutil.cpu_count() or 1
         self.members: dict[int, psutil.Process] = {}
         self.used: dict[int, float] = {}  # CPU seconds of each member at the last sample
         self.at = NAN
         self.samples = 0
-        self.gpus = visible_gpus()
+        self.gpus = visible_gpus()[:gpus]
 
     def sample(self) -> dict:
         """One row without its time; cpu_share is the share of all cores since the last sample, first NaN."""
@@ -121,20 +122,6 @@ class Host:
         except psutil.Error:
             found = []
         self.members = {process.pid: self.members.get(process.pid, process) for process in found}
-
-
-def visible_gpus() -> list:
-    """NVML handles of the GPUs CUDA_VISIBLE_DEVICES leaves, by number or id; empty without an NVIDIA driver."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    try:
-        pynvml.nvmlInit()
-        if visible is None:
-            return [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        names = [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
-        return [pynvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit()
-                else pynvml.nvmlDeviceGetHandleByUUID(name) for name in names]
-    except pynvml.NVMLError:
-        return []
 
 
 def gpu_row(handles: list) -> dict:

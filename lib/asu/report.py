@@ -479,8 +479,9 @@ def beside(labels: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
 def publish(profile_name: str = "embedded") -> Path:
     """Make figures/ hold exactly the figures and numbers of a finished report, for the README and for git."""
     out = folder(profile_name)
-    if not (out / "index.html").exists():
-        raise AsuError(f"there is no report of profile {profile_name}",
+    lacking = [stem for stem in profiles.load(profile_name).notebooks if not (out / "state" / f"{stem}.json").exists()]
+    if lacking:
+        raise AsuError(f"the report of profile {profile_name} is not whole: no {', '.join(lacking)}",
                        f"make it: python -m asu report --profile {profile_name}")
     where = published(profile_name)
     targets = {"figures": ("*.svg", where), "numbers": ("*.json", where / "numbers")}

@@ -201,7 +201,9 @@ class Session:
     async def _dispatch(self) -> None:
         where, self.clock = _where(self.server), Clock()
         self.clock.t0 -= self.begin_s
-        with Monitor(self.server, self.clock) as self.monitor:
+        self.monitor = Monitor(self.server, self.clock, gpus=self.spec.options.tensor_parallel)
+        await asyncio.to_thread(self.monitor.read_engine, self.begin_s)  # what its counters start from
+        with self.monitor:
             self.clock.t0 += self.clock.now() - self.begin_s  # what was prepared till here delays no arrival
             self._keep({"kind": "session", "session": self.number, "shift_s": self.shift_s, "started": _wall(),
                         **where})
@@ -258,9 +260,9 @@ class Session:
     def _gauges(self) -> dict:
         """Journal form of the samples since the last call."""
         record = {"kind": "gauges", "session": self.number}
-        for name, frame in (("engine", self.monitor.engine_frame()), ("host", self.monitor.host_frame())):
-            new = frame[self.gauges_kept[name]:]
-            self.gauges_kept[name] = len(frame)
+        for name, frame in (("engine", self.monitor.engine_frame), ("host", self.monitor.host_frame)):
+            new = frame(self.gauges_kept[name])
+            self.gauges_kept[name] += len(new)
             columns = [column for column in ((*ENGINE, *SPECULATION) if name == "engine" else HOST) if column in new]
             record[name] = {"t_s": (new["t_s"] + self.shift_s).tolist(), **new[columns].to_dict("list")}
         return record

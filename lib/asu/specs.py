@@ -103,7 +103,7 @@ class EngineOptions(Spec):
     context: int = Field(default=4096, gt=0)  # prompt + output [tokens]
     prefix_caching: bool = False
     speculation: Speculation | None = None
-    scheduling: Literal["fcfs", "priority"] = "fcfs"
+    scheduling: Literal["fcfs"] = "fcfs"  # the engine's order of waiting requests
     tensor_parallel: int = Field(default=1, gt=0)
     random_weights: bool = False  # real shapes, random numbers: for `replay`, where accuracy has no meaning
 
@@ -184,7 +184,7 @@ class RunSpec(Spec):
 
     @property
     def server_key(self) -> str:
-        """Runs with the same key share one server."""
+        """What a server is started with: runs can share one only where it is the same (`Study.groups`)."""
         return canonical({"engine": self.engine, "model": self.model, "options": self.options.model_dump(mode="json")})
 
     def request_seed(self, problem_id: str, repeat: int) -> int:

@@ -154,17 +154,17 @@ class Study:
         far in time from the first ones as any run in between, and tell the machine's drift in full.
         """
         history = self.store.history()
-        by_server: dict[tuple[bool, str], Group] = {}
+        by_server: dict[tuple[bool, str, str], Group] = {}
         for spec in self.specs if specs is None else specs:
-            by_server.setdefault((spec.trial > 0, spec.server_key), []).append(spec)
+            by_server.setdefault(server_of(spec), []).append(spec)
         costs = {key: sum(estimate_s(spec, history) for spec in group) for key, group in by_server.items()}
         of_model: dict[str, float] = defaultdict(float)
         for key, group in by_server.items():
             of_model[group[0].model] += costs[key]
 
-        def order(key: tuple[bool, str]) -> tuple:
-            (again, server), model = key, by_server[key][0].model
-            return of_model[model], model, again, (True, server) not in by_server, costs[key]
+        def order(key: tuple[bool, str, str]) -> tuple:
+            (again, *server), model = key, by_server[key][0].model
+            return of_model[model], model, again, (True, *server) not in by_server, costs[key]
 
         return [by_server[key] for key in sorted(by_server, key=order)]
 
@@ -199,7 +199,10 @@ class Study:
         return float(plan.estimate_s.sum() + sum(map(_start_s, started)))
 
     def run(self, progress=None, *, server: Callable = Server, executor: Callable = local) -> "Study":
-        """Make what is missing, starting each server once; complete runs are left as they are. Returns the study."""
+        """Make what is missing, a server started once for all runs that share it; complete runs are left as they are.
+
+        Returns the study.
+        """
         missing = [spec for spec, folder in self._found().items() if folder is None]
         if not missing:
             return self
@@ -221,7 +224,7 @@ class Study:
     def _work(self, group: Group, progress, server: Callable) -> Iterator[Path]:
         """One server, all its runs."""
         first = group[0]
-        key = hashlib.sha256(first.server_key.encode()).hexdigest()[:8]
+        key = hashlib.sha256(canonical(server_of(first)).encode()).hexdigest()[:8]
         log_path = self.store.root / "servers" / f"{first.engine}-{first.model}-{key}-{os.getpid()}.log"
         log_path.parent.mkdir(parents=True, exist_ok=True)
         progress.server_starting(f"{first.engine} with {first.model}")
@@ -229,7 +232,8 @@ class Study:
         with server(engine, models.get(first.model), first.options, log_path=log_path) as running:
             runs.warm_up(first, running)
             for spec in group:
-                if spec.options.prefix_caching:  # else a run would profit from the prompts of the one before
+                # else a run would profit from the prompts of the one before; where it cannot be emptied there is none
+                if spec.options.prefix_caching and engine.reset_path is not None:
                     running.reset_prefix_cache()
                 yield runs.execute(spec, running, self.store, runs.inputs(spec), progress)
         log_path.unlink(missing_ok=True)
@@ -237,7 +241,7 @@ class Study:
     def _missing(self, missing: list[RunSpec]) -> AsuError:
         history = self.store.history()
         seconds = sum(estimate_s(spec, history) for spec in missing)
-        seconds += sum(_start_s(model) for _, model in {(spec.server_key, spec.model) for spec in missing})
+        seconds += sum(_start_s(model) for _, model in {(server_of(spec), spec.model) for spec in missing})
         where = f"records {self._records}" if self._records else "runs"
         named = missing[0].name + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
         unset = "unset ASU_RECORDS (or drop records=) and " if self._records else ""
@@ -294,6 +298,15 @@ class Study:
                          "gap_tokens": env["gap_tokens"], "sessions": len(env["sessions"]),
                          "lag_p99_ms": max(lag, default=float("nan")), "started": env["sessions"][0]["started"]})
         return pd.DataFrame(rows)
+
+
+def server_of(spec: RunSpec) -> tuple[bool, str, str]:
+    """Runs share a server where this is equal: made again or not, what it is started with, and a run of its own.
+
+    Of its own has to be the server of a run with prefix caching whose engine cannot empty its cache.
+    """
+    alone = spec.options.prefix_caching and engines.get(spec.engine).reset_path is None
+    return spec.trial > 0, spec.server_key, canonical(spec.model_dump(mode="json")) if alone else ""
 
 
 def _check(spec: RunSpec) -> None:

@@ -10,7 +10,17 @@ import pandas as pd
 from asu import effects, metrics, stats
 from asu.claims.core import SILENT, SMALL_POINTS, Claim, Range, number
 from asu.claims.paper import paper_budget_gains
-from asu.contrast import SETTINGS, contrast, hits, known_until, load_size, of_role, over_batches, over_problems
+from asu.contrast import (
+    SETTINGS,
+    contrast,
+    hits,
+    known_until,
+    load_size,
+    of_role,
+    over_batches,
+    over_problems,
+    texts_changed,
+)
 from asu.errors import AsuError
 from asu.stats import Estimate
 
@@ -119,12 +129,7 @@ def batch_accuracy_change(batches: pd.DataFrame, **options) -> Estimate:
 def batch_texts_changed(batches: pd.DataFrame, **options) -> Estimate:
     """Share of requests whose text differs between the largest and the smallest batch size, same sampling seed."""
     r, big, small = _sized(batches)
-    r = r[r.at_once.isin([big, small]) & r.error.isna()]
-    keys = [c for c in SETTINGS if c in r and c not in ("load", "max_requests")]
-    same = r.assign(text=metrics.texts(r)).groupby([*keys, "problem_id", "request_id"], dropna=False).agg(
-        texts=("text", "nunique"), sizes=("at_once", "nunique")).reset_index()
-    same = same[same.sizes == 2]
-    return over_problems(same, stats.mean(same.texts > 1), bounds=(0, 1), **options)
+    return texts_changed(r, arm="at_once", on=big, off=small, ignore=("load", "max_requests"), **options)
 
 
 _GAINS = paper_budget_gains()

@@ -16,8 +16,9 @@ import pandas as pd
 from asu import effects, metrics, stats
 from asu.claims.core import SILENT, SMALL_POINTS, Claim, Range, number
 from asu.claims.paper import paper_effects
-from asu.contrast import contrast, groups, of_role, over_problems
+from asu.contrast import contrast, groups, of_role, over_problems, texts_changed
 from asu.errors import AsuError
+from asu.models import parameters
 from asu.stats import Estimate
 
 ARM = {"arm": "prefix_caching", "on": True, "off": False}
@@ -84,17 +85,6 @@ def gains(sweep: pd.DataFrame, engine: pd.DataFrame, **options) -> pd.DataFrame:
                             metrics=["ttft", "e2e"], **options)
     shared = hit_shares(sweep, engine).query("trial == 0").drop(columns=["trial", "task", "model"])
     return changed.merge(shared.join(kinds(shared.prefix)), on=by)
-
-
-def texts_changed(requests: pd.DataFrame, *, arm: str, on, off, **options) -> Estimate:
-    """Share of requests whose text differs between on and off, same seed; not known where no text was kept."""
-    kept = requests.error.isna() & (requests.thinking_text + requests.answer_text != "")
-    r = requests[kept & requests[arm].isin([on, off])]
-    r = r.assign(text=metrics.texts(r))
-    keys = ["model", "task", "problem_id", "request_id"]
-    both = r.groupby(keys, as_index=False).agg(runs=("run", "nunique"), texts=("text", "nunique"))
-    both = both[both.runs == 2]
-    return over_problems(both, stats.mean(both.texts > 1), unit="share", bounds=(0, 1), **options)
 
 
 def texts_table(requests: pd.DataFrame, again: pd.DataFrame, **options) -> pd.DataFrame:
@@ -173,16 +163,11 @@ def _line(rows: pd.DataFrame, cost: str) -> stats.Statistic:
     return {"saving": lambda w: -slope(w), "look_up": look_up, "break_even": stats.ratio(look_up, saving)}[cost]
 
 
-def _parameters(size: str) -> float:
-    """Number of parameters of "4M" or "7B", in millions."""
-    return float(size[:-1]) * {"M": 1.0, "B": 1e3}[size[-1]]
-
-
 def of_size(frame: pd.DataFrame, small: bool) -> pd.DataFrame:
     """Rows of the smallest model, or of all larger ones: none of the latter where there is one size."""
     if frame.empty:
         return frame
-    least = min(frame["size"].unique(), key=_parameters)
+    least = min(frame["size"].unique(), key=parameters)
     return frame[(frame["size"] == least) == small].reset_index(drop=True)
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 
 from asu import audit, effects, metrics, stats
 from asu.claims.core import SILENT, SMALL_POINTS, Claim, Range, number
-from asu.contrast import contrast, groups, load_size, of_role, over_blocks, over_problems
+from asu.contrast import contrast, groups, load_size, of_role, over_blocks, over_problems, texts_changed
 from asu.errors import AsuError
 from asu.specs import MOST_DRAFTED
 from asu.stats import Estimate
@@ -268,14 +268,7 @@ def _enter_effects() -> None:
 
 def _texts_changed(requests: pd.DataFrame, wanted: str, **options) -> Estimate:
     on = _on(requests, wanted)
-    r = requests[requests.speculation.isin([OFF, on]) & requests.error.isna() & (requests.trial == 0)]
-    keys = ["pair", "size", "role", "task", "load", "problem_id", "request_id"]
-    same = r.assign(text=metrics.texts(r)).groupby(keys).agg(
-        texts=("text", "nunique"), arms=("speculation", "nunique")).reset_index()
-    same = same[same.arms == 2].reset_index(drop=True)
-    if same.empty:
-        return Estimate(np.nan)
-    return over_problems(same, stats.mean(same.texts > 1), bounds=(0, 1), **options)
+    return texts_changed(requests[requests.trial == 0], arm="speculation", on=on, off=OFF, **options)
 
 
 def _phase_difference(requests: pd.DataFrame, events: pd.DataFrame, wanted: str, **options) -> Estimate:

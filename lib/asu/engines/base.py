@@ -31,23 +31,25 @@ class Gpu:
     capability: tuple[int, int]
 
 
+def visible_gpus() -> list:
+    """NVML handles of the GPUs CUDA_VISIBLE_DEVICES leaves, by number or id; empty without an NVIDIA driver."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    try:
+        pynvml.nvmlInit()
+        if visible is None:
+            return [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        names = [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
+        return [pynvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit()
+                else pynvml.nvmlDeviceGetHandleByUUID(name) for name in names]
+    except pynvml.NVMLError:
+        return []
+
+
 @functools.cache
 def gpus() -> tuple[Gpu, ...]:
     """The GPUs of this machine that CUDA_VISIBLE_DEVICES does not hide; empty without an NVIDIA driver."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None and visible.strip() in ("", "-1"):
-        return ()
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return ()
-    try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        found = [
-            Gpu(pynvml.nvmlDeviceGetName(h), tuple(pynvml.nvmlDeviceGetCudaComputeCapability(h))) for h in handles]
-    finally:
-        pynvml.nvmlShutdown()
-    return tuple(found[: len(visible.split(","))] if visible else found)
+    return tuple(Gpu(pynvml.nvmlDeviceGetName(handle), tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)))
+                 for handle in visible_gpus())
 
 
 class Engine(ABC):

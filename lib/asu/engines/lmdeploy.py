@@ -57,8 +57,6 @@ class LMDeploy(base.Engine):
         if options.speculation is not None:
             raise AsuError(f"LMDeploy cannot speculate with method {options.speculation.method}: "
                            "it has only trained draft heads (EAGLE, MTP)", "leave speculation out, or use engine: vllm")
-        if options.scheduling != "fcfs":
-            raise base.refuse("LMDeploy", "scheduling", options.scheduling, ["fcfs"])
         base.check_ranks(options.tensor_parallel)
         pool = options.kv_pool_tokens
         if pool is not None and (pool % BLOCK_TOKENS or pool < LEAST_BLOCKS * BLOCK_TOKENS):

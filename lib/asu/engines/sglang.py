@@ -77,8 +77,6 @@ class SGLang(base.Engine):
             flags += ["--reasoning-parser", "deepseek-r1"]
         if not options.prefix_caching:
             flags += ["--disable-radix-cache"]
-        if options.scheduling == "priority":
-            flags += ["--enable-priority-scheduling", "--schedule-low-priority-values-first"]
         if options.kv_pool_tokens is not None:
             flags += ["--max-total-tokens", str(options.kv_pool_tokens)]
         if options.memory_share is not None:

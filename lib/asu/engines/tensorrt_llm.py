@@ -57,8 +57,6 @@ class TensorRTLLM(base.Engine):
         if options.kv_cache == "bf16" and _kv_scales(source):
             raise base.refuse("TensorRT-LLM", "kv_cache", "bf16", ["fp8_e4m3"],
                               "it takes FP8 from a checkpoint that brings scales for it")
-        if options.scheduling != "fcfs":
-            raise base.refuse("TensorRT-LLM", "scheduling", options.scheduling, ["fcfs"])
         base.check_ranks(options.tensor_parallel)
         base.check_draft("TensorRT-LLM", options, model, source)
         pool = options.kv_pool_tokens

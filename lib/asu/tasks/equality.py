@@ -41,6 +41,11 @@ class Comparer:
                 verdict = child.stdout.readline()
             except BrokenPipeError:
                 verdict = ""
+            except BaseException:  # Ctrl-C while waiting: its late verdict must not answer the next question
+                self._child = None
+                child.kill()
+                child.communicate()
+                raise
             if verdict:
                 return json.loads(verdict)
             self._child = None
@@ -48,7 +53,7 @@ class Comparer:
             if child.wait() in LIMITS:
                 return False
             raise AsuError(f"math-verify's process ended with status {child.returncode}, answers not compared: {said}",
-                           "install the project's locked packages again with `make install`, then repeat the command")
+                           "install the project's locked packages again with `make setup`, then repeat the command")
 
 
 equal = Comparer()
