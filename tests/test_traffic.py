@@ -353,7 +353,7 @@ def test_every_figure_draws_what_it_is_given():
     assert drawn.axes[1].lines[1].get_ydata() == pytest.approx(2 * drawn.axes[1].lines[0].get_ydata())
     promised = plots.attainment(traffic.attainment(r, SLO(2.0, 1.0), **FEW), SLO(2.0, 1.0))
     labels = [text.get_text() for text in promised.legends[0].get_texts()]
-    assert labels == [f"{n} requests a second" for n in (1, 2, 4)]
+    assert labels == [f"{n} a second" for n in (1, 2, 4)]
     table = traffic.effects_by_load(option("gamma4cv4", 0.5, weights="w8a8"), **FEW)
     figure = plots.effects_by_load(table, {"gamma4cv4": "bursts"})
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()][0].startswith("RLLM, all off")

@@ -207,7 +207,7 @@ def attainment(table: pd.DataFrame, slo: SLO) -> Figure:
         rows = table[table["rate"] == rate].sort_values("ttfvt_s")
         some = rows[rows["value"].between(0, 1, inclusive="neither")]
         ax.fill_between(some["ttfvt_s"], some["lo"], some["hi"], color=look["color"], alpha=0.12, linewidth=0)
-        ax.plot(rows["ttfvt_s"], rows["value"], label=f"{rate:g} requests a second", **look | {"marker": "none"})
+        ax.plot(rows["ttfvt_s"], rows["value"], label=f"{rate:g} a second", **look | {"marker": "none"})
     ax.axhline(slo.share, color=style.FAINT, linewidth=1.0, linestyle=":")
     ax.axvline(slo.ttfvt_s, color=style.FAINT, linewidth=1.0, linestyle=":")
     ax.set(xscale="log", ylim=(0, 1.04), xlabel="limit on the first visible token [s]",
