@@ -177,7 +177,7 @@ def waits_by_burstiness(table: pd.DataFrame) -> Figure:
     need(table, ["metric", "rate", "cv", "value", "lo", "hi"], "waits_by_burstiness")
     names = [name for name in _WAITS if name in set(table["metric"])]
     figure = Figure(figsize=(style.WIDTH, 3.2), layout="constrained")
-    axes = figure.subplots(1, len(names), squeeze=False)[0]
+    axes = figure.subplots(1, len(names), sharex=True, squeeze=False)[0]
     cvs = sorted(table["cv"].unique())
     for ax, name in zip(axes, names, strict=True):
         here = table[(table["metric"] == name) & np.isfinite(table["value"])]
