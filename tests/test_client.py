@@ -435,3 +435,17 @@ def test_attribution_neither_loses_nor_invents_tokens(events, reasoning, ended):
     shares = attribute(marks, reasoning)
     assert [sum(share) for share in shares] == [tokens for tokens, _ in events]
     assert all(share >= 0 for pair in shares for share in pair)
+
+
+@pytest.mark.parametrize("soft, hard, becomes", [(1024, 4096, 4096), (1024, 1 << 20, 1 << 16), (1024, -1, 1 << 16),
+                                                 (100_000, 200_000, 100_000), (-1, -1, None)])
+def test_open_loops_get_as_many_connections_as_the_machine_has(monkeypatch, soft, hard, becomes):
+    monkeypatch.setattr(module.resource, "getrlimit", lambda kind: (soft, hard))
+    monkeypatch.setattr(module.resource, "RLIM_INFINITY", -1)
+    set_to = []
+    monkeypatch.setattr(module.resource, "setrlimit", lambda kind, limits: set_to.append(limits))
+    module.allow_open_files(512)
+    assert set_to == ([] if becomes is None else [(becomes, hard)])
+    if hard == 4096:
+        with pytest.raises(AsuError, match="ulimit -n 5000"):
+            module.allow_open_files(5000)

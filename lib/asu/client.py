@@ -29,6 +29,7 @@ SLICE = 64  # reads of one stream decoded at a time, about 0.25 ms
 SLICE_S = 0.0005  # decoding in one turn of the event loop, between two rounds of reads
 BUSY_S = 0.001  # a turn that read for longer decodes nothing: the next reads are already waiting
 MOST_UNDECODED = 1 << 28  # bytes over all streams; beyond that, decoding comes before reading
+MOST_FILES = 1 << 16  # connections one client could have: as many as a machine has ports
 KEEP_S = 2.0  # a used connection idle for longer is replaced: servers close idle ones (uvicorn after 5 s)
 LAG_EVERY_S = 0.01
 EXCERPT = 300  # characters of an error body that are kept
@@ -587,11 +588,15 @@ def quiet_collector() -> Iterator[None]:
 
 
 def allow_open_files(count: int) -> None:
-    """Raise the process's soft limit of open files to `count`, or say how to."""
+    """Raise the process's soft limit of open files as far as it goes; AsuError where that is less than `count`.
+
+    In an open loop nobody knows beforehand how many requests will be in flight.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= count:
+    if soft == resource.RLIM_INFINITY:
         return
     if hard != resource.RLIM_INFINITY and hard < count:
         raise AsuError(f"{count} open files are needed, this session may have {hard}",
                        f"raise the limit with `ulimit -n {count}`, or lower the concurrency of the load")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, count, most), hard))
