@@ -85,7 +85,7 @@ def _of_run(requests: pd.DataFrame, wanted: dict) -> tuple[str, pd.DataFrame]:
     if chosen.run.nunique() != 1:
         raise AsuError(f"{chosen.run.nunique()} runs have {wanted}", "name exactly one run by its labels")
     r = metrics.derive(chosen)
-    r = r[r.finished & (r.thinking_text + r.answer_text != "")]
+    r = r[r.finished & metrics.kept(r)]
     return chosen.run.iloc[0], r.assign(text=metrics.texts(r))
 
 

@@ -61,8 +61,7 @@ def texts_changed(requests: pd.DataFrame, *, arm: str, on, off, ignore: tuple[st
 
     Requests that failed, or whose text was not kept (random weights), say nothing: not known where none is left.
     """
-    kept = requests[requests[arm].isin([on, off]) & requests.error.isna()
-                    & (requests.thinking_text + requests.answer_text != "")]
+    kept = requests[requests[arm].isin([on, off]) & requests.error.isna() & metrics.kept(requests)]
     keys = [k for k in [*SETTINGS, "role"] if k in kept and k != arm and k not in ignore]
     both = kept.assign(text=metrics.texts(kept)).groupby([*keys, "problem_id", "request_id"], dropna=False).agg(
         arms=(arm, "nunique"), texts=("text", "nunique")).reset_index()

@@ -54,6 +54,11 @@ def derive(requests: pd.DataFrame) -> pd.DataFrame:
     return r
 
 
+def kept(requests: pd.DataFrame) -> pd.Series:
+    """Whether a request's text was kept: with random weights none is, and nobody knows whether two agree."""
+    return requests.thinking_text + requests.answer_text != ""
+
+
 def texts(requests: pd.DataFrame) -> pd.Series:
     """Thinking, a mark (NUL, one character), answer: to compare texts by.
 
