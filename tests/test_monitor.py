@@ -11,7 +11,8 @@ import pynvml
 import pytest
 from asu import monitor as module
 from asu.client import Clock
-from asu.monitor import ENGINE, HOST, Host, Monitor
+from asu.columns import ENGINE_GAUGES, HOST_GAUGES
+from asu.monitor import Host, Monitor
 from fake_engine import FakeServer
 
 
@@ -33,11 +34,12 @@ def test_gauges_and_host_are_sampled_on_the_clock(server):
     with Monitor(server, clock, interval_s=0.01) as monitor:
         wait_for(lambda: len(monitor.engine_frame()) >= 5 and len(monitor.host_frame()) >= 5)
     engine, host = monitor.engine_frame(), monitor.host_frame()
-    assert list(engine) == ENGINE and list(host) == HOST
+    assert list(engine) == ["t_s", *ENGINE_GAUGES] and list(host) == ["t_s", *HOST_GAUGES]
     for frame in (engine, host):
         assert {str(kind) for kind in frame.dtypes} == {"float64"} and frame["t_s"].between(0, clock.now()).all()
         assert frame["t_s"].is_monotonic_increasing
-    assert (engine[ENGINE[1:]] == 0).all().all() and monitor.failed_polls == 0
+    told = [name for name in ENGINE_GAUGES if not name.startswith("spec_")]
+    assert (engine[told] == 0).all().all() and monitor.failed_polls == 0
     assert (host["rss_bytes"] > 1e6).all()
     assert np.isnan(host["cpu_share"][0]) and (host["cpu_share"][1:] >= 0).all()
 
@@ -89,7 +91,7 @@ def test_a_hung_engine_holds_neither_the_exit_nor_the_host(server, monkeypatch):
     with Monitor(server, Clock(), interval_s=0.01) as monitor:
         assert polled.wait(20)
         wait_for(lambda: len(monitor.host_frame()) >= 3)
-    assert monitor.engine_frame().empty and list(monitor.engine_frame()) == ENGINE
+    assert monitor.engine_frame().empty and list(monitor.engine_frame()) == ["t_s", *ENGINE_GAUGES]
     release.set()
     monitor._threads[0].join(20)
     assert monitor.engine_frame().empty  # what came after the exit is not part of the run

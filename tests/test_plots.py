@@ -203,8 +203,6 @@ def test_a_task_without_a_look_is_still_drawn():
 def test_every_frame_column_is_documented():
     assert set(columns.REQUESTS) == set(records.REQUESTS.names)
     assert set(columns.EVENTS) == set(records.EVENTS.names) - {"t_100us"} | {"t_s"}  # read back in seconds
-    assert set(columns.ENGINE) == {"session", "t_s", *records.ENGINE, *records.SPECULATION}
-    assert set(columns.HOST) == {"session", "t_s", *records.HOST}
     labels = study.labels(RunSpec(model="mini-4m-think", task="mini-easy"))
     assert set(columns.LABELS) == {"run", "kv_pool_actual", *labels}
     derived = set(metrics.derive(_recorded())) - set(_recorded())

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import toys as playthings
-from asu import digests, journal, paths, records, runs, tasks, workload
+from asu import columns, digests, journal, paths, records, runs, tasks, workload
 from asu.errors import AsuError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -73,9 +73,10 @@ def test_a_complete_run_reads_back(toys, store, server):
     assert len(run.events) == 16 * (THINKING + ANSWER) and run.events.logprob.isna().all()
     firsts = run.events.groupby("request_id").t_s.min().loc[run.requests.request_id].to_numpy()
     assert np.abs(firsts - run.requests.first_s).max() <= 0.5e-4 + 1e-12
-    assert list(run.engine.columns) == ["session", "t_s", *records.ENGINE] and run.engine.kv_use.between(0, 1).all()
+    assert list(run.engine.columns) == ["session", "t_s", *columns.ENGINE_GAUGES]
+    assert run.engine.kv_use.between(0, 1).all()
     assert run.engine.spec_drafted.isna().all(), "a gauge the engine does not export is missing, not zero"
-    assert list(run.host.columns) == ["session", "t_s", *records.HOST]
+    assert list(run.host.columns) == ["session", "t_s", *columns.HOST_GAUGES]
     assert run.env["gap_tokens"] == 0 and run.env["failed"] == 0 and run.env["inputs"] == INPUTS
     assert len(run.env["sessions"]) == 1 and set(run.env["sessions"][0]["loop_lag_ms"]) == {"p50", "p99", "p100"}
     assert sorted(file.name for file in folder.iterdir()) == sorted([

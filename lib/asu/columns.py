@@ -109,6 +109,11 @@ HOST = {
     "gpu_energy_j": ("J", "GPU energy counter"),
 }
 
+# What a monitor reads of an engine that speculates only; 17 empty columns would outweigh the rest of a record.
+SPECULATION = ("spec_drafts", *(f"spec_accepted_{i}" for i in range(MOST_DRAFTED)))
+ENGINE_GAUGES, HOST_GAUGES = (tuple(name for name in frame if name not in ("session", "t_s", *SPECULATION))
+                              for frame in (ENGINE, HOST))
+
 FRAMES = {
     "Labels of every frame": LABELS, "requests": REQUESTS, "requests, derived": DERIVED, "events": EVENTS,
     "engine": ENGINE, "host": HOST,

@@ -10,13 +10,10 @@ import psutil
 import pynvml
 
 from asu.client import NAN, Clock
+from asu.columns import ENGINE_GAUGES, HOST_GAUGES, SPECULATION
 from asu.engines.base import visible_gpus
 from asu.errors import AsuError
-from asu.specs import MOST_DRAFTED
 
-ENGINE = ["t_s", "kv_use", "running", "waiting", "preemptions", "prefix_queries", "prefix_hits"]
-SPECULATION = ["spec_drafted", "spec_accepted", "spec_drafts", *(f"spec_accepted_{i}" for i in range(MOST_DRAFTED))]
-HOST = ["t_s", "cpu_share", "rss_bytes", "gpu_util", "gpu_memory_bytes", "gpu_power_w", "gpu_energy_j"]
 MEMBERS_EVERY = 10  # samples between two looks at which processes belong to the engine: that reads all of /proc
 PATIENCE_S = 1.0  # how long an exit waits for a poll under way
 
@@ -55,7 +52,7 @@ class Monitor:
         """Gauges from sample `since` on: t_s, kv_use [0..1], running, waiting, cumulative counters; missing is NaN."""
         rows = self._engine_rows[since:]
         spoken = [name for name in SPECULATION if any(name in row for row in rows)]
-        return pd.DataFrame(rows, columns=ENGINE + spoken, dtype=float)
+        return pd.DataFrame(rows, columns=["t_s", *ENGINE_GAUGES, *spoken], dtype=float)
 
     def read_engine(self, t_s: float | None = None) -> None:
         """One sample of the engine now, beside those at intervals; t_s: what time to give it, None: when it came."""
@@ -64,7 +61,7 @@ class Monitor:
 
     def host_frame(self, since: int = 0) -> pd.DataFrame:
         """Host samples from `since` on: the engine's processes' share of all cores and memory, its GPUs' counters."""
-        return pd.DataFrame(self._host_rows[since:], columns=HOST, dtype=float)
+        return pd.DataFrame(self._host_rows[since:], columns=["t_s", *HOST_GAUGES], dtype=float)
 
     def _repeat(self, sample: Callable[[], dict], rows: list[dict]) -> None:
         due = monotonic()

@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from asu import paths, tasks
+from asu.columns import ENGINE_GAUGES, HOST_GAUGES, SPECULATION
 from asu.errors import AsuError
 from asu.journal import write
-from asu.specs import MOST_DRAFTED, RunSpec, canonical, digest, parse
+from asu.specs import RunSpec, canonical, digest, parse
 from asu.workload import Request, fixed_length
 
 _INT, _FLOAT, _TEXT = pa.int32(), pa.float64(), pa.string()
@@ -31,11 +32,6 @@ REQUESTS = pa.schema([
 # Event times are kept as whole tenths of a millisecond: exact enough for token gaps, and a third of the size.
 EVENTS = pa.schema([("request_id", _TEXT), ("session", _INT), ("t_100us", _INT), ("thinking_tokens", _INT),
                     ("answer_tokens", _INT), ("logprob", _FLOAT)])
-ENGINE = ("kv_use", "running", "waiting", "preemptions", "prefix_queries", "prefix_hits", "spec_drafted",
-          "spec_accepted")
-# Kept only where the engine told them: 16 empty columns would outweigh the rest.
-SPECULATION = ("spec_drafts", *(f"spec_accepted_{i}" for i in range(MOST_DRAFTED)))
-HOST = ("cpu_share", "rss_bytes", "gpu_util", "gpu_memory_bytes", "gpu_power_w", "gpu_energy_j")
 PARQUET = ("requests", "events", "engine", "host")
 
 
@@ -149,7 +145,7 @@ def _schema(name: str) -> pa.Schema:
     if name in ("requests", "events"):
         return REQUESTS if name == "requests" else EVENTS
     return pa.schema([("session", _INT), ("t_s", _FLOAT),
-                      *((column, _FLOAT) for column in (ENGINE if name == "engine" else HOST))])
+                      *((column, _FLOAT) for column in (ENGINE_GAUGES if name == "engine" else HOST_GAUGES))])
 
 
 def _loaded(table: pa.Table) -> pd.DataFrame:

@@ -27,7 +27,7 @@ import psutil
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
-from asu import claims, pages, paths, profiles
+from asu import claims, pages, paths, profiles, runs
 from asu.errors import AsuError
 from asu.progress import clock_text
 from asu.stats import Estimate
@@ -364,16 +364,8 @@ def machine_facts(profile_name: str) -> dict[str, str]:
 
 def revision() -> str:
     """Short git revision, "+ changes" where tracked files differ from it; "unknown" outside a checkout."""
-    def git(*words: str) -> str | None:
-        try:
-            answer = subprocess.run(["git", "-C", paths.ROOT, *words], capture_output=True, text=True, check=False)
-        except FileNotFoundError:
-            return None
-        return answer.stdout.strip() if answer.returncode == 0 else None
-
-    head = git("rev-parse", "--short=12", "HEAD")
-    changed = head and git("status", "--porcelain", "--untracked-files=no")
-    return f"{head} + changes" if changed else head or "unknown"
+    found = runs.git()
+    return (found["revision"] or "unknown")[:12] + (" + changes" if found["dirty"] else "")
 
 
 def _processor() -> str:

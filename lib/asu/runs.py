@@ -31,7 +31,7 @@ from asu.errors import AsuError
 from asu.journal import Journal, locked, space, write
 from asu.monitor import Monitor
 from asu.progress import Silent
-from asu.records import ENGINE, HOST, SPECULATION, Run, Store, finish, pretty, read, read_spec, redo, tables
+from asu.records import Run, Store, finish, pretty, read, read_spec, redo, tables
 from asu.specs import EngineOptions, RunSpec, digest
 from asu.workload import PREFIX_VERSION, Request, fixed_length, lengths_path, requests
 
@@ -263,8 +263,7 @@ class Session:
         for name, frame in (("engine", self.monitor.engine_frame), ("host", self.monitor.host_frame)):
             new = frame(self.gauges_kept[name])
             self.gauges_kept[name] += len(new)
-            columns = [column for column in ((*ENGINE, *SPECULATION) if name == "engine" else HOST) if column in new]
-            record[name] = {"t_s": (new["t_s"] + self.shift_s).tolist(), **new[columns].to_dict("list")}
+            record[name] = new.assign(t_s=new.t_s + self.shift_s).to_dict("list")
         return record
 
 
@@ -374,10 +373,10 @@ def _wall() -> str:
 
 def _where(server) -> dict:
     """What a session records about where it runs."""
-    return {"server_start_s": server.start_s, "kv_pool_tokens": server.kv_pool_tokens, "git": _git()}
+    return {"server_start_s": server.start_s, "kv_pool_tokens": server.kv_pool_tokens, "git": git()}
 
 
-def _git() -> dict:
+def git() -> dict:
     """Revision of the checkout and whether it differs; nulls outside one."""
     def ask(*words):
         answer = subprocess.run(["git", "-C", paths.ROOT, *words], capture_output=True, text=True, check=False)
