@@ -59,10 +59,10 @@ def _specs(axes: dict) -> list[RunSpec]:
     found = []
     for combination in itertools.product(*values.values()):
         chosen = dict(zip(values, combination, strict=True))
+        known = models.CATALOGUE.get(chosen["model"])
         for field in _BY_TASK:
             if isinstance(chosen.get(field), dict):
-                chosen[field] = _of_task(chosen[field], chosen["task"], field)
-        known = models.CATALOGUE.get(chosen["model"])
+                chosen[field] = _picked(chosen[field], chosen["task"], known and known.role, field)
         if chosen.get("lengths"):
             chosen["lengths"] = chosen["lengths"].format(model=known and known.lengths or chosen["model"],
                                                          task=chosen["task"])
@@ -75,10 +75,11 @@ def _specs(axes: dict) -> list[RunSpec]:
     return list(dict.fromkeys(found))
 
 
-def _of_task(by_task: dict, task: str, field: str):
-    if task not in by_task:
+def _picked(values: dict, task: str, role: str | None, field: str):
+    found = [values[key] for key in (task, role) if key in values]
+    if not found:
         raise AsuError(f"{field} names no value for task {task!r}", f"add it: {field}={{{task!r}: …}}")
-    return by_task[task]
+    return found[0]
 
 
 def local(groups: Iterable[Group], work: Callable[[Group], Iterator[Path]]) -> Iterator[Path]:
@@ -92,7 +93,7 @@ class Study:
 
     Axes: engine, model, task, load, problems, repeats, seed, trial, lengths, prefix, budget, temperature, top_p,
     logprobs, and every field of `specs.EngineOptions`; singular or plural. problems, repeats, budget and lengths may be
-    given by task: {"mini-easy": 40}.
+    given by task, {"mini-easy": 40}, or by role, {"RLLM": 1, "LLM": 4}.
     `records` (or the environment variable ASU_RECORDS) names published records in data/runs to read instead.
     """
 
