@@ -30,6 +30,21 @@ def _twins(engine: pd.DataFrame, of, combine, **options) -> Estimate:
     return over_blocks(samples, combine(*(stats.on(side, of(samples[side])) for side in sides)), **options)
 
 
+def _times(rllm: stats.Statistic, llm: stats.Statistic) -> stats.Statistic:
+    """RLLM over LLM of the same draw; without bound where only the LLM's is nothing.
+
+    A plain twin's requests may come and go between two readings of the gauge, so that some draws hold none of them.
+    """
+    both = stats.ratio(rllm, llm)
+    return lambda w: np.where((llm(w) == 0) & (rllm(w) > 0), np.inf, both(w))
+
+
+def _kv_times(engine: pd.DataFrame, **options) -> Estimate:
+    """Mean KV use, RLLM over LLM; not known where the gauge never saw the LLM hold anything."""
+    found = _twins(engine, _kv_mean, _times, **options)
+    return Estimate(np.nan) if np.isinf(found.value) else found
+
+
 def _kv_mean(samples: pd.DataFrame) -> stats.Statistic:
     return metrics.kv_statistics(samples)["mean"]
 
@@ -41,13 +56,13 @@ def _share(name: str):
 @number("10.kv_mean_ratio", "×", "engine")
 def kv_mean_ratio(engine: pd.DataFrame, **options) -> Estimate:
     """Time-weighted mean KV use at an equal rate, RLLM over LLM."""
-    return _twins(engine, _kv_mean, stats.ratio, **options)
+    return _kv_times(engine, **options)
 
 
 @number("10.kv_mean_ratio_equal_work", "×", "equal_work")
 def kv_mean_ratio_equal_work(engine: pd.DataFrame, **options) -> Estimate:
     """Time-weighted mean KV use at equal tokens offered per second, RLLM over LLM."""
-    return _twins(engine, _kv_mean, stats.ratio, **options)
+    return _kv_times(engine, **options)
 
 
 @number("10.kv_mean_rllm", "share of pool", "engine")
