@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import toys as playthings
 from asu import columns, digests, journal, paths, records, runs, tasks, workload
@@ -73,6 +74,10 @@ def test_a_complete_run_reads_back(toys, store, server):
     assert len(run.events) == 16 * (THINKING + ANSWER) and run.events.logprob.isna().all()
     firsts = run.events.groupby("request_id").t_s.min().loc[run.requests.request_id].to_numpy()
     assert np.abs(firsts - run.requests.first_s).max() <= 0.5e-4 + 1e-12
+    assert list(run.events.request_id.drop_duplicates()) == list(run.requests.request_id)
+    assert all(part.t_s.is_monotonic_increasing for _, part in run.events.groupby("request_id"))
+    kept = pq.read_table(folder / "events.parquet").to_pandas()
+    assert kept.t_100us.is_monotonic_increasing, "kept by time, which takes less than half the bytes"
     assert list(run.engine.columns) == ["session", "t_s", *columns.ENGINE_GAUGES]
     assert run.engine.kv_use.between(0, 1).all()
     assert run.engine.spec_drafted.isna().all(), "a gauge the engine does not export is missing, not zero"

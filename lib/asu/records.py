@@ -115,8 +115,10 @@ def _load(folder: Path, done: dict) -> Run:
     for name in PARQUET:
         file = f"{name}.parquet"
         frames[name] = _loaded(_table(folder / file, _verified(folder, file, done), _schema(name)))
-    if len(frames["requests"]) != done["requests"] or not frames["requests"].request_id.is_unique:
+    sent = frames["requests"].request_id
+    if len(sent) != done["requests"] or not sent.is_unique:
         raise AsuError(f"{folder} does not hold the {done['requests']} requests that were made", redo(folder))
+    frames["events"] = _by_request(frames["events"], sent)
     return Run(spec=spec, env=json.loads(_verified(folder, "env.json", done)), **frames)
 
 
@@ -148,6 +150,12 @@ def _schema(name: str) -> pa.Schema:
                       *((column, _FLOAT) for column in (ENGINE_GAUGES if name == "engine" else HOST_GAUGES))])
 
 
+def _by_request(events: pd.DataFrame, sent: pd.Series) -> pd.DataFrame:
+    """Events, kept by time, by request in sending order and then by time."""
+    order = pd.Index(sent).get_indexer(events.request_id)
+    return events.iloc[np.argsort(order, kind="stable")].reset_index(drop=True)
+
+
 def _loaded(table: pa.Table) -> pd.DataFrame:
     """Frame with 64-bit whole numbers, event times in seconds, and missing text as None-like (NaN)."""
     frame = table.to_pandas()
@@ -168,8 +176,8 @@ def tables(spec: RunSpec, wanted: list[Request], journal: list[dict]) -> dict[st
 def finish(folder: Path, made: dict[str, pa.Table], env: dict, log: str) -> None:
     """Write every file whole, read all back, and only then mark the folder DONE."""
     for name, table in made.items():
-        # Of the events, times grow slowly within a request, so that differences take a quarter of the bytes, and the
-        # rest repeats itself; the other tables have a row per request or sample, and dictionaries only add to them.
+        # Of the events, times grow slowly, so that differences take a fraction of the bytes, and the rest repeats
+        # itself; the other tables have a row per request or sample, and dictionaries only add to them.
         delta = {"t_100us": "DELTA_BINARY_PACKED"} if name == "events" else {}
         repeated = [column for column in table.schema.names if column not in delta] if name == "events" else False
         sink = pa.BufferOutputStream()
@@ -232,17 +240,18 @@ def _value(value, kind: pa.DataType):
 
 
 def _events_table(wanted: list[Request], by_id: dict[str, dict]) -> pa.Table:
-    """One row per stream event, by request in sending order and then by time."""
+    """One row per stream event, by time: all requests' tokens of a step stand together, in less than half the bytes."""
     chosen = [by_id[request.id] for request in wanted]
     events = np.array([event for record in chosen for event in record["events"]], dtype=float).reshape(-1, 3)
     counts = [len(record["events"]) for record in chosen]
     told = [record.get("logprobs") or [None] * count for record, count in zip(chosen, counts, strict=True)]
-    return pa.table({
+    table = pa.table({
         "request_id": np.repeat([record["row"]["request_id"] for record in chosen], counts),
         "session": np.repeat([record["row"]["session"] for record in chosen], counts).astype("int32"),
         "t_100us": np.rint(events[:, 0] * 1e4).astype("int32"), "thinking_tokens": events[:, 1].astype("int32"),
         "answer_tokens": events[:, 2].astype("int32"),
         "logprob": [_value(logprob, _FLOAT) for one in told for logprob in one]}, schema=EVENTS)
+    return table.take(np.argsort(table["t_100us"].to_numpy(), kind="stable"))
 
 
 def _gauge_table(name: str, records: list[dict]) -> pa.Table:
