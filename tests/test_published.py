@@ -11,7 +11,8 @@ from asu.specs import canonical
 
 PUBLISHED = sorted(folder for folder in paths.PUBLISHED.glob("*") if folder.is_dir())
 RUNS = sorted(done.parent for folder in PUBLISHED for done in folder.glob("*/DONE"))
-RENDERED = {"h200": ["h200", "h200-large", "h200-70b", "h200-mini", "h200-lmdeploy", "h200-sglang"]}  # by the records they read
+RENDERED = {  # by the records they read
+    "h200": ["h200", "h200-large", "h200-70b", "h200-mini", "h200-lmdeploy", "h200-sglang"]}
 LIMIT_BYTES = 15 << 20  # of one set of records in the repository
 # A run shorter than this may end before the engine refreshes its gauges.
 GAUGE_S = {"vllm": 1.0, "lmdeploy": 10.0, "sglang": 10.0}

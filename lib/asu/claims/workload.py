@@ -1,9 +1,10 @@
 """10: real-world workload. Intervals from resampled stretches of arrivals, or twentieths of a run for the gauges.
 
 Frames: `engine`, gauges of the twins under one load, at an equal rate; `equal_work`, the same with the LLM at a rate
-that offers as many tokens; `calm` and `bursts`, requests of one model at one nominal rate, arrivals of low and of high
-CV; `verdicts`, of `traffic.verdicts`. Gauges count over the whole run, idle moments included: a service that is idle
-most of the time uses little.
+that offers as many tokens; `held` and `held_work`, KV use of the same runs by the client's streams (`traffic.held`),
+for a gauge read five times a second misses most of what a plain twin holds; `calm` and `bursts`, requests of one model
+at one nominal rate, arrivals of low and of high CV; `verdicts`, of `traffic.verdicts`. Use counts over the whole run,
+idle moments included: a service that is idle most of the time uses little.
 """
 
 from collections.abc import Mapping
@@ -30,21 +31,6 @@ def _twins(engine: pd.DataFrame, of, combine, **options) -> Estimate:
     return over_blocks(samples, combine(*(stats.on(side, of(samples[side])) for side in sides)), **options)
 
 
-def _times(rllm: stats.Statistic, llm: stats.Statistic) -> stats.Statistic:
-    """RLLM over LLM of the same draw; without bound where only the LLM's is nothing.
-
-    A plain twin's requests may come and go between two readings of the gauge, so that some draws hold none of them.
-    """
-    both = stats.ratio(rllm, llm)
-    return lambda w: np.where((llm(w) == 0) & (rllm(w) > 0), np.inf, both(w))
-
-
-def _kv_times(engine: pd.DataFrame, **options) -> Estimate:
-    """Mean KV use, RLLM over LLM; not known where the gauge never saw the LLM hold anything."""
-    found = _twins(engine, _kv_mean, _times, **options)
-    return Estimate(np.nan) if np.isinf(found.value) else found
-
-
 def _kv_mean(samples: pd.DataFrame) -> stats.Statistic:
     return metrics.kv_statistics(samples)["mean"]
 
@@ -53,16 +39,28 @@ def _share(name: str):
     return metrics.METRICS[name].statistic
 
 
-@number("10.kv_mean_ratio", "×", "engine")
-def kv_mean_ratio(engine: pd.DataFrame, **options) -> Estimate:
-    """Time-weighted mean KV use at an equal rate, RLLM over LLM."""
-    return _kv_times(engine, **options)
+@number("10.kv_mean_ratio", "×", "held")
+def kv_mean_ratio(held: pd.DataFrame, **options) -> Estimate:
+    """Time-weighted mean KV use at an equal rate, RLLM over LLM, by the client's streams."""
+    return _twins(held, _kv_mean, stats.ratio, **options)
 
 
-@number("10.kv_mean_ratio_equal_work", "×", "equal_work")
-def kv_mean_ratio_equal_work(engine: pd.DataFrame, **options) -> Estimate:
-    """Time-weighted mean KV use at equal tokens offered per second, RLLM over LLM."""
-    return _kv_times(engine, **options)
+@number("10.kv_mean_ratio_gauge", "×", "engine")
+def kv_mean_ratio_gauge(engine: pd.DataFrame, **options) -> Estimate:
+    """The same by the engine's gauge."""
+    return _twins(engine, _kv_mean, stats.ratio, **options)
+
+
+@number("10.kv_mean_ratio_equal_work", "×", "held_work")
+def kv_mean_ratio_equal_work(held: pd.DataFrame, **options) -> Estimate:
+    """Time-weighted mean KV use at equal tokens offered per second, RLLM over LLM, by the client's streams."""
+    return _twins(held, _kv_mean, stats.ratio, **options)
+
+
+@number("10.kv_mean_ratio_equal_work_gauge", "×", "equal_work")
+def kv_mean_ratio_equal_work_gauge(engine: pd.DataFrame, **options) -> Estimate:
+    """The same by the engine's gauge."""
+    return _twins(engine, _kv_mean, stats.ratio, **options)
 
 
 @number("10.kv_mean_rllm", "share of pool", "engine")
