@@ -114,13 +114,13 @@ def test_a_number_by_task_stands_beside_the_papers():
 
 def test_kv_ratios_are_geometric_means_over_sets():
     engine = gauges(lambda role, task: {"mini-easy": 0.2, "mini-hard": 0.8}[task] if role == "RLLM" else 0.1)
-    peak = claims.kv_cache.kv_peak_ratio(engine, **FEW)
-    assert peak.value == pytest.approx(4) and contains(peak, 4) and peak.unit == "×"
-    assert claims.kv_cache.kv_mean_ratio(engine, **FEW).value == pytest.approx(4)
-    assert claims.kv_cache.kv_swing_ratio(engine, **FEW).value == pytest.approx(4)
+    peak = claims.kv_cache.kv_ratio(engine, "peak", **FEW)
+    assert peak.value == pytest.approx(4) and contains(peak, 4)
+    assert claims.kv_cache.kv_ratio(engine, "mean", **FEW).value == pytest.approx(4)
+    assert claims.kv_cache.kv_ratio(engine, "swing", **FEW).value == pytest.approx(4)
     assert claims.kv_cache.kv_peak_rllm(engine, **FEW).value == pytest.approx(0.8)
     assert claims.kv_cache.kv_range_llm(engine, **FEW).value == pytest.approx(0.1)
-    numbers = claims.measure("01", engine=engine, **on_the_wire(), **FEW)
+    numbers = claims.measure("01", engine=engine, held=engine, **on_the_wire(), **FEW)
     assert numbers["01.kv_peak_ratio_mini-easy"].value == pytest.approx(2)
     assert numbers["01.kv_peak_ratio_mini-hard"].value == pytest.approx(8)
     assert "01.kv_prediction_error_mini-hard" not in numbers
@@ -130,15 +130,16 @@ def test_a_run_that_was_over_before_its_gauge_was_read_has_no_ratio():
     engine = gauges(lambda role, task: 0.8 if role == "RLLM" else 0.1)
     missed = (engine.role == "LLM") & (engine.task == "mini-easy")
     engine.loc[missed, "running"] = 0.0
-    assert claims.kv_cache.kv_peak_ratio(engine, **FEW).value == pytest.approx(8)  # of the set that was seen
-    assert not claims.kv_cache.kv_peak_ratio(engine[engine.task == "mini-easy"], **FEW).known
+    assert claims.kv_cache.kv_ratio(engine, "peak", **FEW).value == pytest.approx(8)  # of the set that was seen
+    assert not claims.kv_cache.kv_ratio(engine[engine.task == "mini-easy"], "peak", **FEW).known
 
 
 def on_the_wire():
     """One request per run that holds 20 + 76 tokens of a pool of 96·8 from 10 s on, so that 1/8 is predicted."""
     labels = [(f"{role}-{task}", role, task) for task in ("mini-easy", "mini-hard") for role in ("RLLM", "LLM")]
     requests = pd.DataFrame([{"run": run, "session": 0, "role": role, "task": task, "request_id": "a#0",
-                              "prompt_tokens": 20, "last_s": 50.0, "end_s": 50.0, "kv_pool_actual": 768}
+                              "prompt_tokens": 20, "sent_s": 9.0, "server_queue_s": 1.0, "last_s": 50.0, "end_s": 50.0,
+                              "kv_pool_actual": 768}
                              for run, role, task in labels])
     events = pd.DataFrame([{"run": run, "session": 0, "request_id": "a#0", "t_s": 10.0, "thinking_tokens": 76,
                             "answer_tokens": 0} for run, _, _ in labels])
@@ -156,15 +157,15 @@ def test_the_client_s_own_view_is_an_engine_frame():
     seen = metrics.predicted_engine(**on_the_wire())
     assert set(seen.role) == {"RLLM", "LLM"} and seen.kv_use.max() == 1 / 8
     assert seen.groupby("run").running.last().eq(0).all()  # all is let go at the end
-    assert claims.kv_cache.kv_peak_ratio(seen, **FEW).value == 1
+    assert claims.kv_cache.kv_ratio(seen, "peak", **FEW).value == 1
 
 
 def test_a_comparison_needs_both_roles_under_equal_settings():
     engine = gauges(lambda role, task: 0.5)
     with pytest.raises(AsuError, match="nothing to compare"):
-        claims.kv_cache.kv_peak_ratio(engine[engine.role == "RLLM"])
+        claims.kv_cache.kv_ratio(engine[engine.role == "RLLM"], "peak")
     with pytest.raises(AsuError, match="nothing to compare"):
-        claims.kv_cache.kv_peak_ratio(engine.assign(load=engine.role))
+        claims.kv_cache.kv_ratio(engine.assign(load=engine.role), "peak")
     requests = study(adaptive)
     with pytest.raises(AsuError, match="different problems"):
         lost = (requests.role == "LLM") & (requests.problem_id == "mini-easy-3")
@@ -369,7 +370,7 @@ def test_a_study_that_behaves_as_the_paper_says_and_one_that_does_not():
     engine = gauges(lambda role, task: 0.7 if role == "RLLM" else 0.03)
     flat = gauges(lambda role, task: 0.3)
     for frame, verdict in ((engine, "supported"), (flat, "not supported")):
-        table = claims.decide(claims.measure("01", engine=frame, **on_the_wire(), **FEW)).set_index("claim")
+        table = claims.decide(claims.measure("01", engine=frame, held=frame, **on_the_wire(), **FEW)).set_index("claim")
         assert table.verdict[["F1.heavy", "F1.swing"]].tolist() == [verdict] * 2
     for seconds, verdict in ((adaptive, "supported"), (lambda *_: 1.0, "not supported")):
         table = claims.decide(claims.measure("03", requests=study(seconds, problems=64), **FEW)).set_index("claim")

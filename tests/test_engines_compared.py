@@ -17,7 +17,7 @@ def on(engine, role, *, trial=0, **how):
     parts = [run(role, task, trial=trial, **how) for task in ("mini-easy", "mini-facts")]
     return pd.concat(parts, ignore_index=True).assign(
         engine=engine, run=lambda r: engine + r.run, difficulty=1.0, prompt_tokens=10,
-        kv_pool_actual=POOL)
+        server_queue_s=np.nan, kv_pool_actual=POOL)
 
 
 def both(llm=1.0, rllm=1.0, trials=(0,), **how):
@@ -74,8 +74,6 @@ def test_what_is_held_does_not_hang_on_how_tokens_are_bundled():
     held = engines.held(requests, streams(requests, {"vllm": 1, "lmdeploy": 10}))
     peaks = held[held.role == "LLM"].groupby("engine").kv_use.max()
     assert peaks.to_dict() == pytest.approx({"vllm": 4 * 16 / POOL, "lmdeploy": 4 * 16 / POOL})
-    bare = metrics.predicted_engine(requests, streams(requests, {"vllm": 1, "lmdeploy": 10}))
-    assert bare[bare.engine == "lmdeploy"].groupby("role").kv_use.max()["LLM"] < peaks["lmdeploy"]
 
 
 def test_what_is_held_is_read_so_many_times_a_run():
@@ -84,7 +82,7 @@ def test_what_is_held_is_read_so_many_times_a_run():
     held = engines.held(requests, events, points=20)
     assert set(held.run) == set(requests.run) and held.groupby("run").size().max() <= 21
     assert (held.groupby("run").kv_use.last() == 0).all()
-    whole = metrics.predicted_engine(requests, engines.from_sending(requests, events))
+    whole = metrics.predicted_engine(requests, events)
     assert engines.held(requests, events, points=10**6).groupby("run").kv_use.max().equals(
         whole.groupby("run").kv_use.max())
 

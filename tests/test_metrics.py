@@ -225,6 +225,23 @@ def test_engine_counters_and_kv_use_enter_the_table(requests, engine):
     assert np.isnan(row.kv_peak) and np.isnan(row.preemptions)
 
 
+def test_what_streams_hold_is_seen_from_when_the_engine_took_a_request_up():
+    sent = pd.DataFrame({"run": "a", "session": 0, "role": "LLM", "request_id": ["a#0", "b#0"], "prompt_tokens": 30,
+                         "sent_s": [0.5, 2.0], "server_queue_s": [0.25, np.nan], "last_s": [1.02, 3.5],
+                         "end_s": [1.02, 3.5], "kv_pool_actual": 64})
+    events = pd.DataFrame({"run": "a", "session": 0, "request_id": ["a#0", "b#0", "b#0"], "t_s": [1.0, 3.0, 3.25],
+                           "thinking_tokens": 0, "answer_tokens": [1, 40, 1]})
+    seen = metrics.predicted_engine(sent, events)
+    assert seen.t_s.tolist() == [0.75, 1.02, 2.0, 3.0, 3.5] and seen.role.eq("LLM").all()
+    assert seen.kv_use.tolist() == [0.5, 0.0, 0.5, 1.0, 0.0], "whole blocks of 16, and never more than the pool"
+
+
+def test_blocks_are_twentieths_of_a_runs_time():
+    t = np.concatenate([np.linspace(0, 1, 50), [5.0, 9.9, 20.0]])
+    made = metrics.in_blocks(pd.DataFrame({"run": "a", "session": 0, "t_s": t}))
+    assert made.block.tolist() == [0] * 49 + [1, 5, 9, 19]
+
+
 def test_kv_prediction_by_hand():
     requests = pd.DataFrame([request("a#0", 0, 0, 1.0, 1.0, 3.0, answer=3, prompt_tokens=15),
                              request("b#0", 0, 0, 2.0, 2.0, 2.0, answer=1, prompt_tokens=30)])

@@ -299,16 +299,6 @@ def measured():
                           verdicts=both, n_boot=200)
 
 
-def test_what_streams_hold_is_seen_between_two_readings_of_the_gauge():
-    sent = pd.DataFrame({"run": "a", "session": 0, "role": "LLM", "request_id": ["a#0", "b#0"], "prompt_tokens": 30,
-                         "last_s": [1.02, 3.5], "end_s": [1.02, 3.5], "kv_pool_actual": 64})
-    events = pd.DataFrame({"run": "a", "session": 0, "request_id": ["a#0", "b#0", "b#0"], "t_s": [1.0, 3.0, 3.25],
-                           "thinking_tokens": 0, "answer_tokens": [1, 40, 1]})
-    held = traffic.held(sent, events)
-    assert held.t_s.tolist() == [1.0, 1.02, 3.0, 3.5] and held.role.eq("LLM").all()
-    assert held.kv_use.tolist() == [0.5, 0.0, 1.0, 0.0], "whole blocks of 16, and never more than the pool"
-
-
 def test_the_claims_are_decided_from_the_frames(measured):
     decided = claims.decide(measured).query("notebook == '10_real_world_workload'").set_index("claim")
     assert set(decided.verdict) == {"supported", "not supported"}  # the pool is 90 % in use, never full

@@ -296,7 +296,9 @@ def in_blocks(samples: pd.DataFrame, blocks: int = 20) -> pd.DataFrame:
     """Samples in order of time with `block`, the twentieth of its run that each belongs to, for resampling."""
     samples = samples.sort_values([*_run_keys(samples), "t_s"], kind="stable").reset_index(drop=True)
     of_run = samples.groupby("run", sort=False).t_s
-    return samples.assign(block=of_run.cumcount() * blocks // of_run.transform("size"))
+    start, end = of_run.transform("min"), of_run.transform("max")
+    share = ((samples.t_s - start) / (end - start).where(end > start, 1.0)).clip(upper=np.nextafter(1, 0))
+    return samples.assign(block=(share * blocks).astype(int))
 
 
 def kv_statistics(samples: pd.DataFrame) -> dict[str, stats.Statistic]:
@@ -340,12 +342,26 @@ def predicted_kv(requests: pd.DataFrame, events: pd.DataFrame, pool_tokens: int 
     return moves[[*per_run, "t_s", "tokens", "predicted"]]
 
 
+def from_taken_up(requests: pd.DataFrame, events: pd.DataFrame) -> pd.DataFrame:
+    """Stream events with one more per request, without a token, at which the engine took the request up.
+
+    That is its sending plus the time in the server's queue; where that is not told, its sending.
+    """
+    keys = _request_keys(events)
+    taken = requests[requests.sent_s.notna() & requests.last_s.notna()]
+    taken = taken[keys].assign(t_s=taken.sent_s + taken.server_queue_s.fillna(0.0), thinking_tokens=0, answer_tokens=0)
+    return pd.concat([taken, events[list(taken.columns)]], ignore_index=True)
+
+
 def predicted_engine(requests: pd.DataFrame, events: pd.DataFrame, **options) -> pd.DataFrame:
     """An engine frame as the client would write it: the runs' labels, t_s, kv_use as predicted, running, waiting (0).
 
-    One row per change, so that nothing is missed between readings; options: those of `predicted_kv`.
+    One row per change, so that nothing is missed between readings. A prompt is held from when the engine took the
+    request up (`from_taken_up`), and no more than the whole pool is: requests that were pushed out count as if they
+    still held their tokens. options: those of `predicted_kv`.
     """
-    predicted = predicted_kv(requests, events, **options)
+    predicted = predicted_kv(requests, from_taken_up(requests, events), **options)
+    predicted["predicted"] = predicted.predicted.clip(upper=1.0)
     labels = [c for c in LABELS if c in requests and c not in predicted]
     of_run = requests[["run", *(c for c in labels if c != "run")]].drop_duplicates("run")
     return predicted.merge(of_run, on="run").rename(columns={"predicted": "kv_use"}).assign(

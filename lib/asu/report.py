@@ -365,7 +365,7 @@ def machine_facts(profile_name: str) -> dict[str, str]:
 def revision() -> str:
     """Short git revision, "+ changes" where tracked files differ from it; "unknown" outside a checkout."""
     found = runs.git()
-    return (found["revision"] or "unknown")[:12] + (" + changes" if found["dirty"] else "")
+    return (found["revision"] or "unknown")[:12] + (" + changes" if found["revision"] and found["dirty"] else "")
 
 
 def _processor() -> str:

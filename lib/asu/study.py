@@ -78,7 +78,8 @@ def _specs(axes: dict) -> list[RunSpec]:
 def _picked(values: dict, task: str, role: str | None, field: str):
     found = [values[key] for key in (task, role) if key in values]
     if not found:
-        raise AsuError(f"{field} names no value for task {task!r}", f"add it: {field}={{{task!r}: …}}")
+        raise AsuError(f"{field} names no value for task {task!r}" + (f" nor for role {role!r}" if role else ""),
+                       f"add it: {field}={{{task!r}: …}}")
     return found[0]
 
 

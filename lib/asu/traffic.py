@@ -294,15 +294,6 @@ def _whole(make, rows: pd.DataFrame | None) -> float:
     return np.nan if rows is None else float(make(rows)(np.ones((1, len(rows))))[0])
 
 
-def held(requests: pd.DataFrame, events: pd.DataFrame) -> pd.DataFrame:
-    """KV use by what the client's streams hold, at most the whole pool: an engine frame with a row per change.
-
-    Tokens of a request that lost its room count as held until its last one.
-    """
-    seen = metrics.predicted_engine(requests, events)
-    return seen.assign(kv_use=seen.kv_use.clip(upper=1.0))
-
-
 def samples(engine: pd.DataFrame) -> pd.DataFrame:
     """Gauge samples of whole runs, idle moments included, with dt_s and `block`, for resampling (`contrast`)."""
     e = engine[engine.kv_use.notna()].sort_values(["run", "session", "t_s"], kind="stable")

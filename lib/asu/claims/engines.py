@@ -5,6 +5,7 @@ Frames: `requests` and `events` of the same requests on both engines (the first 
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -30,23 +31,17 @@ def arm(requests: pd.DataFrame) -> dict:
 
 
 def held(requests: pd.DataFrame, events: pd.DataFrame, points: int = 400) -> pd.DataFrame:
-    """KV use by what requests in flight hold, from when each was sent: an engine frame as `metrics.predicted_engine`.
+    """KV use by what requests in flight hold: an engine frame as `metrics.predicted_engine`, thinned.
 
-    An engine that sends a whole answer in one event would seem to hold nothing before it, so the prompt counts from
-    the sending on, on either engine; a request that waits in the engine's queue counts too. Of each run the last value
-    in each of `points` equal stretches of time, as if a gauge had been read.
+    On an engine that does not tell its queue a request that waits there counts too. Of each run the last value in each
+    of `points` equal stretches of time, as if a gauge had been read.
     """
-    seen = metrics.predicted_engine(requests, from_sending(requests, events))
+    seen = metrics.predicted_engine(requests, events)
     stretch = np.ceil(seen.t_s / seen.groupby("run").t_s.transform("max") * points)
     return seen.groupby([seen.run, stretch], sort=False).tail(1).reset_index(drop=True)
 
 
-def from_sending(requests: pd.DataFrame, events: pd.DataFrame) -> pd.DataFrame:
-    """Stream events with one more per request at its sending, which brings no token."""
-    keys = [key for key in ("run", "session", "request_id") if key in events]
-    sent = requests.loc[requests.sent_s.notna() & requests.last_s.notna(), [*keys, "sent_s"]]
-    sent = sent.rename(columns={"sent_s": "t_s"}).assign(thinking_tokens=0, answer_tokens=0)
-    return pd.concat([sent, events[list(sent.columns)]], ignore_index=True)
+_kv_peak_ratio = partial(kv_cache.kv_ratio, which="peak")
 
 
 def by_engine(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -66,8 +61,8 @@ def findings(requests: pd.DataFrame, engine: pd.DataFrame, held: pd.DataFrame, *
         for task, asked in part.groupby("task", sort=False):
             seen, read = (frame[(frame.engine == name) & (frame.task == task) & (frame.trial == 0)]
                           for frame in (held, engine))
-            rows.append({"engine": name, "task": task, "kv_peak": _twins(seen, kv_cache.kv_peak_ratio, **options),
-                         "kv_peak_gauge": _twins(read, kv_cache.kv_peak_ratio, **options),
+            rows.append({"engine": name, "task": task, "kv_peak": _twins(seen, _kv_peak_ratio, **options),
+                         "kv_peak_gauge": _twins(read, _kv_peak_ratio, **options),
                          "time": _twins(asked, running_time.time_ratio, **options),
                          "accuracy": _twins(asked, _lead, **options)})
     return pd.DataFrame(rows)
@@ -141,7 +136,7 @@ def _enter_finding(name: str, frame: str, what: str, make: Callable[..., Estimat
         number(f"11.{name}_{which}", "×", frame)(of)
 
 
-_enter_finding("kv_peak_ratio", "held", "Peak KV use on the {} engine by the client's streams", kv_cache.kv_peak_ratio)
+_enter_finding("kv_peak_ratio", "held", "Peak KV use on the {} engine by the client's streams", _kv_peak_ratio)
 _enter_finding("time_ratio", "requests", "Mean time per request on the {} engine", running_time.time_ratio)
 
 

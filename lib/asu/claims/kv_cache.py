@@ -1,7 +1,8 @@
 """01: KV-cache usage.
 
-The interval comes from resampled twentieths of each run: it tells how far a figure hangs on single moments of that run,
-not how it would differ in another run.
+Frames: `engine`, the gauge; `held`, what the client's own streams hold (`metrics.predicted_engine`); `requests` and
+`events`, which that comes from. The interval comes from resampled twentieths of each run: it tells how far a figure
+hangs on single moments of that run, not how it would differ in another run.
 """
 
 import numpy as np
@@ -14,7 +15,8 @@ from asu.contrast import SETTINGS, arms, contrast, groups, kv_samples, of_role, 
 from asu.stats import Estimate
 
 
-def _kv_ratio(engine: pd.DataFrame, which: str, **options) -> Estimate:
+def kv_ratio(engine: pd.DataFrame, which: str, **options) -> Estimate:
+    """Peak, mean or swing of KV use (`which`), RLLM over LLM, geometric mean over the sets and sizes that were read."""
     samples = kv_samples(engine)
     measured = any(arms(engine, "role", "RLLM", "LLM"))
     if measured and not any(arms(samples, "role", "RLLM", "LLM")):
@@ -30,22 +32,19 @@ def _kv_largest(engine: pd.DataFrame, which: str, role: str, **options) -> Estim
     return over_blocks(samples, stats.largest(parts), **options) if parts else Estimate(np.nan)
 
 
-@number("01.kv_peak_ratio", "×", "engine", per_task=True)
-def kv_peak_ratio(engine: pd.DataFrame, **options) -> Estimate:
-    """Peak KV use, RLLM over LLM, geometric mean over sets and sizes."""
-    return _kv_ratio(engine, "peak", **options)
+def _enter_ratios() -> None:
+    """Each ratio by the client's streams, and by the gauge."""
+    said = {"peak": "Peak KV use", "mean": "Time-weighted mean KV use", "swing": "Swing of KV use (p95 − p5 over time)"}
+    for which, title in said.items():
+        for name, frame, by in (("", "held", "client's streams"), ("_gauge", "engine", "engine's gauge")):
+            def of(samples, _which=which, **options):
+                return kv_ratio(samples, _which, **options)
+
+            of.__doc__ = f"{title}, RLLM over LLM, geometric mean over sets and sizes, by the {by}."
+            number(f"01.kv_{which}_ratio{name}", "×", frame, per_task=True)(of)
 
 
-@number("01.kv_mean_ratio", "×", "engine", per_task=True)
-def kv_mean_ratio(engine: pd.DataFrame, **options) -> Estimate:
-    """Time-weighted mean KV use, RLLM over LLM, geometric mean over sets and sizes."""
-    return _kv_ratio(engine, "mean", **options)
-
-
-@number("01.kv_swing_ratio", "×", "engine", per_task=True)
-def kv_swing_ratio(engine: pd.DataFrame, **options) -> Estimate:
-    """Swing of KV use (p95 − p5 over time), RLLM over LLM, geometric mean over sets and sizes."""
-    return _kv_ratio(engine, "swing", **options)
+_enter_ratios()
 
 
 @number("01.kv_peak_rllm", "share of pool", "engine", per_task=True)

@@ -173,12 +173,18 @@ def _faster(requests: pd.DataFrame, on: str, control: pd.DataFrame, **options) -
     return replace(took, value=1 / took.value, lo=1 / took.hi, hi=1 / took.lo)
 
 
-def two_ways(requests: pd.DataFrame, events: pd.DataFrame, **options) -> pd.DataFrame:
-    """Throughput on over off by set, counted in tokens and in stream events, rows of `effects.table` with `count`."""
-    counted = {"tokens": requests, "stream events": audit.in_chunks(requests, events)}
+def two_ways(requests: pd.DataFrame, events: pd.DataFrame, control: pd.DataFrame | None = None, **options
+             ) -> pd.DataFrame:
+    """Throughput on over off by set, counted in tokens and in stream events, rows of `effects.table` with `count`.
+
+    control: requests whose runs made again tell the machine's changes of pace; None: `requests`.
+    """
+    control = requests if control is None else control
+    counted = {"tokens": (requests, control),
+               "stream events": (audit.in_chunks(requests, events), audit.in_chunks(control, events))}
     return pd.concat([effects.table(frame, arm="speculation", off=OFF, by=["task", "role"], metrics=["tps"],
-                                    **options).assign(count=name) for name, frame in counted.items()],
-                     ignore_index=True)
+                                    control=pace, **options).assign(count=name)
+                      for name, (frame, pace) in counted.items()], ignore_index=True)
 
 
 def _steps(requests: pd.DataFrame, events: pd.DataFrame) -> pd.DataFrame:

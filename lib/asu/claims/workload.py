@@ -1,10 +1,10 @@
 """10: real-world workload. Intervals from resampled stretches of arrivals, or twentieths of a run for the gauges.
 
 Frames: `engine`, gauges of the twins under one load, at an equal rate; `equal_work`, the same with the LLM at a rate
-that offers as many tokens; `held` and `held_work`, KV use of the same runs by the client's streams (`traffic.held`),
-for a gauge read five times a second misses most of what a plain twin holds; `calm` and `bursts`, requests of one model
-at one nominal rate, arrivals of low and of high CV; `verdicts`, of `traffic.verdicts`. Use counts over the whole run,
-idle moments included: a service that is idle most of the time uses little.
+that offers as many tokens; `held` and `held_work`, KV use of the same runs by the client's streams
+(`metrics.predicted_engine`), for of a twin whose requests last a moment few readings of a gauge catch any; `calm` and
+`bursts`, requests of one model at one nominal rate, arrivals of low and of high CV; `verdicts`, of `traffic.verdicts`.
+Use counts over the whole run, idle moments included: a service that is idle most of the time uses little.
 """
 
 from collections.abc import Mapping
