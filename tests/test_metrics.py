@@ -232,7 +232,7 @@ def test_what_streams_hold_is_seen_from_when_the_engine_took_a_request_up():
     events = pd.DataFrame({"run": "a", "session": 0, "request_id": ["a#0", "b#0", "b#0"], "t_s": [1.0, 3.0, 3.25],
                            "thinking_tokens": 0, "answer_tokens": [1, 40, 1]})
     seen = metrics.predicted_engine(sent, events)
-    assert seen.t_s.tolist() == [0.75, 1.02, 2.0, 3.0, 3.5] and seen.role.eq("LLM").all()
+    assert seen.t_s.tolist() == [0.75, 1.02, 2.0, 3.0, 3.5] and seen.role.eq("LLM").all() and seen.session.eq(0).all()
     assert seen.kv_use.tolist() == [0.5, 0.0, 0.5, 1.0, 0.0], "whole blocks of 16, and never more than the pool"
 
 

@@ -347,7 +347,7 @@ def from_taken_up(requests: pd.DataFrame, events: pd.DataFrame) -> pd.DataFrame:
 
     That is its sending plus the time in the server's queue; where that is not told, its sending.
     """
-    keys = _request_keys(events)
+    keys = list(dict.fromkeys([*_run_keys(events), *_request_keys(events)]))
     taken = requests[requests.sent_s.notna() & requests.last_s.notna()]
     taken = taken[keys].assign(t_s=taken.sent_s + taken.server_queue_s.fillna(0.0), thinking_tokens=0, answer_tokens=0)
     return pd.concat([taken, events[list(taken.columns)]], ignore_index=True)
