@@ -44,8 +44,8 @@ def test_gauges_and_host_are_sampled_on_the_clock(server):
     assert np.isnan(host["cpu_share"][0]) and (host["cpu_share"][1:] >= 0).all()
 
 
-def test_four_samples_a_second_are_the_default():
-    assert 1 / Monitor(None, Clock()).interval_s >= 4
+def test_four_samples_a_second_are_the_default(server):
+    assert 1 / Monitor(server, Clock()).interval_s >= 4
 
 
 def test_a_failed_poll_is_a_missing_row_and_the_next_one_comes(server):

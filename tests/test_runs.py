@@ -247,6 +247,20 @@ def test_counters_are_read_before_the_first_request(toys, store, server):
     assert complete.engine.t_s.iloc[0] == 0 and complete.engine.t_s.is_monotonic_increasing
 
 
+def test_the_clock_does_not_go_back_under_a_slowly_starting_monitor(toys, store, server, monkeypatch):
+    class Slow(runs.Monitor):
+        def __enter__(self):
+            time.sleep(0.3)
+            super().__enter__()
+            while len(self.engine_frame()) < 2:
+                time.sleep(0.001)
+            return self
+
+    monkeypatch.setattr(runs, "Monitor", Slow)
+    complete = runs.read(runs.execute(make_spec(), server, store, INPUTS))
+    assert len(complete.engine) >= 3 and complete.engine.t_s.is_monotonic_increasing
+
+
 def test_an_engine_that_answers_503_is_dead(toys, store, server):
     server.fake.fault = "http 503"
     with pytest.raises(AsuError, match="503") as error:

@@ -27,16 +27,18 @@ class Monitor:
     """
 
     def __init__(self, server, clock: Clock, interval_s: float = 0.2, gpus: int | None = None):
-        self.server, self.clock, self.interval_s, self.gpus = server, clock, interval_s, gpus
+        self.server, self.clock, self.interval_s = server, clock, interval_s
         self.failed_polls = 0
         self._engine_rows: list[dict] = []
         self._host_rows: list[dict] = []
+        self._host = Host(server.pid, gpus)
+        self._writing = threading.Lock()  # rows stay in the order of their times, whichever thread brings them
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> "Monitor":
-        host = Host(self.server.pid, self.gpus)
-        for name, sample, rows in (("engine", self._poll, self._engine_rows), ("host", host.sample, self._host_rows)):
+        for name, sample, rows in (("engine", self._poll, self._engine_rows),
+                                   ("host", self._host.sample, self._host_rows)):
             thread = threading.Thread(target=self._repeat, args=(sample, rows), name=f"asu-{name}", daemon=True)
             thread.start()
             self._threads.append(thread)
@@ -57,7 +59,8 @@ class Monitor:
     def read_engine(self, t_s: float | None = None) -> None:
         """One sample of the engine now, beside those at intervals; t_s: what time to give it, None: when it came."""
         row = self._poll()
-        self._engine_rows.append({"t_s": self.clock.now() if t_s is None else t_s} | row)
+        with self._writing:
+            self._engine_rows.append({"t_s": self.clock.now() if t_s is None else t_s} | row)
 
     def host_frame(self, since: int = 0) -> pd.DataFrame:
         """Host samples from `since` on: the engine's processes' share of all cores and memory, its GPUs' counters."""
@@ -67,8 +70,9 @@ class Monitor:
         due = monotonic()
         while not self._stop.is_set():
             row = sample()
-            if not self._stop.is_set():
-                rows.append({"t_s": self.clock.now()} | row)
+            with self._writing:
+                if not self._stop.is_set():
+                    rows.append({"t_s": self.clock.now()} | row)
             # Late samples are skipped, not caught up on: two in a row would say the same.
             due = max(due + self.interval_s, monotonic())
             self._stop.wait(due - monotonic())

@@ -203,8 +203,9 @@ class Session:
         self.clock.t0 -= self.begin_s
         self.monitor = Monitor(self.server, self.clock, gpus=self.spec.options.tensor_parallel)
         await asyncio.to_thread(self.monitor.read_engine, self.begin_s)  # what its counters start from
+        # What was prepared till here delays no arrival; before any thread reads the clock, which must not go back.
+        self.clock.t0 += self.clock.now() - self.begin_s
         with self.monitor:
-            self.clock.t0 += self.clock.now() - self.begin_s  # what was prepared till here delays no arrival
             self._keep({"kind": "session", "session": self.number, "shift_s": self.shift_s, "started": _wall(),
                         **where})
             dispatching = asyncio.create_task(
