@@ -176,14 +176,7 @@ def tables(spec: RunSpec, wanted: list[Request], journal: list[dict]) -> dict[st
 def finish(folder: Path, made: dict[str, pa.Table], env: dict, log: str) -> None:
     """Write every file whole, read all back, and only then mark the folder DONE."""
     for name, table in made.items():
-        # Of the events, times grow slowly, so that differences take a fraction of the bytes, and the rest repeats
-        # itself; the other tables have a row per request or sample, and dictionaries only add to them.
-        delta = {"t_100us": "DELTA_BINARY_PACKED"} if name == "events" else {}
-        repeated = [column for column in table.schema.names if column not in delta] if name == "events" else False
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd", compression_level=9, column_encoding=delta,
-                       use_dictionary=repeated)
-        write(folder / f"{name}.parquet", sink.getvalue().to_pybytes())
+        write(folder / f"{name}.parquet", _packed(name, table))
     write(folder / "server.log", log.encode())
     write(folder / "env.json", pretty(env))
     requests = made["requests"].to_pandas()
@@ -193,6 +186,20 @@ def finish(folder: Path, made: dict[str, pa.Table], env: dict, log: str) -> None
             "files": {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in kept}}
     _load(folder, done)
     write(folder / "DONE", pretty(done))
+
+
+def _packed(name: str, table: pa.Table) -> bytes:
+    """A table as parquet, small: files hold few rows, so that statistics and a second schema would weigh as much.
+
+    Of the events, times grow slowly, so that differences take a fraction of the bytes, and the rest repeats itself;
+    to the other tables, with a row per request or sample, dictionaries only add.
+    """
+    delta = {"t_100us": "DELTA_BINARY_PACKED"} if name == "events" else {}
+    repeated = [column for column in table.schema.names if column not in delta] if name == "events" else False
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", compression_level=19, column_encoding=delta, use_dictionary=repeated,
+                   write_statistics=False, store_schema=False)
+    return sink.getvalue().to_pybytes()
 
 
 def _replayed(record: dict, request: Request, spec: RunSpec) -> dict:
