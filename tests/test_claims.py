@@ -254,8 +254,9 @@ def test_budget_gains_from_half_to_largest():
     assert gain.value == pytest.approx(0.5) and gain.lo > 0.2
     assert claims.budget_batch.budget_gain(sweep(1024), **FEW).value == pytest.approx(0.5 / 3)
     assert claims.budget_batch.budget_gain(pd.concat([sweep(1024), study(adaptive)]), **FEW).value == 0
+    assert not claims.budget_batch.budget_gain(study(adaptive)).known, "one budget tells nothing"
     with pytest.raises(AsuError, match="factor of two"):
-        claims.budget_batch.budget_gain(study(adaptive))
+        claims.budget_batch.budget_gain(pd.concat([at(1500), study(adaptive)]))
 
 
 @pytest.fixture(scope="module")

@@ -26,9 +26,14 @@ from asu.stats import Estimate
 
 
 def _budget_gains(requests: pd.DataFrame) -> tuple[pd.DataFrame, list[stats.Statistic]]:
-    """Accuracy at the largest budget minus accuracy at the next that is at most half of it, one per set and size."""
+    """Accuracy at the largest budget minus accuracy at the next that is at most half of it, one per set and size.
+
+    None where only one budget was served.
+    """
     r = metrics.derive(of_role(requests, "RLLM"))
     budgets = np.sort(r.budget.unique())
+    if len(budgets) == 1:
+        return r, []
     half = budgets[budgets <= budgets[-1] / 2] if len(budgets) else budgets
     if not len(half):
         raise AsuError(f"budgets {budgets.tolist()} do not span a factor of two",
@@ -40,14 +45,14 @@ def _budget_gains(requests: pd.DataFrame) -> tuple[pd.DataFrame, list[stats.Stat
 def budget_gain_largest(requests: pd.DataFrame, **options) -> Estimate:
     """Accuracy gained by doubling to the largest budget, in the set and size that gains most."""
     r, gains = _budget_gains(requests)
-    return over_problems(r, stats.largest(gains), bounds=(-1, 1), **options)
+    return over_problems(r, stats.largest(gains), bounds=(-1, 1), **options) if gains else Estimate(np.nan)
 
 
 @number("05.budget_gain", "share", "requests", per_task=True)
 def budget_gain(requests: pd.DataFrame, **options) -> Estimate:
     """Accuracy gained by doubling to the largest budget, mean over sets and sizes."""
     r, gains = _budget_gains(requests)
-    return over_problems(r, stats.average(gains), bounds=(-1, 1), **options)
+    return over_problems(r, stats.average(gains), bounds=(-1, 1), **options) if gains else Estimate(np.nan)
 
 
 @number("05.cut_off_share", "share", "requests", per_task=True)

@@ -532,7 +532,7 @@ def _normalised(ax: Axes, ours: pd.DataFrame, theirs: pd.DataFrame) -> None:
 
 @style.styled
 def batch_size(curve: pd.DataFrame) -> Figure:
-    """Throughput, TTFVT and accuracy against the number of requests sent at once.
+    """Any metrics, such as throughput, TTFVT and accuracy, against the number of requests sent at once.
 
     curve: task, role, batch (requests), metric, value, lo, hi; metrics in the order they come, one row of panels each.
     """
@@ -549,7 +549,8 @@ def batch_size(curve: pd.DataFrame) -> Figure:
         ax.minorticks_off()
         if share:
             share_axis(ax)
-            ax.set_ylim(-0.03, 1.05)
+            if not metric.startswith("kv_"):  # shares of a pool may all be small
+                ax.set_ylim(-0.03, 1.05)
         else:
             ax.set_yscale("log")  # a reasoning model and a plain one are a factor of ten and more apart
             ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
