@@ -9,10 +9,10 @@ help:  ## this help
 	@echo "usage: make TARGET [PROFILE=embedded]      measured on 2 cores without a GPU"
 	@sed -n 's/^\([a-z]*\):.*##[ ]*/  \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
-reproduce: setup  ## run all that is missing, render every notebook, write reports/PROFILE/index.html  (30 to 40 min the first time)
+reproduce: setup  ## run all that is missing, render every notebook, write reports/PROFILE/index.html  (20 to 40 min the first time)
 	$(PY) -m asu reproduce --profile $(PROFILE)
 
-test: setup  ## static rules, unit, property, fault and browser tests, every notebook on the real engine  (10 to 15 min)
+test: setup  ## static rules, unit, property, fault and browser tests, every notebook on the real engine  (8 to 15 min)
 	@$(PYTHON) lib/install.py chromium
 	$(PY) -m ruff check lib tests
 	$(PY) -m pytest -n 2 --dist loadfile
