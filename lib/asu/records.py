@@ -197,8 +197,8 @@ def _packed(name: str, table: pa.Table) -> bytes:
     delta = {"t_100us": "DELTA_BINARY_PACKED"} if name == "events" else {}
     repeated = [column for column in table.schema.names if column not in delta] if name == "events" else False
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", compression_level=19, column_encoding=delta, use_dictionary=repeated,
-                   write_statistics=False, store_schema=False)
+    pq.write_table(table, sink, compression="zstd", compression_level=19, column_encoding=delta,
+                   use_dictionary=repeated, write_statistics=False, store_schema=False)
     return sink.getvalue().to_pybytes()
 
 
