@@ -405,12 +405,13 @@ def _spread(logs: list[np.ndarray], made: Sequence[tuple[int, int]], one_server:
 
     Two components of variance by the method of moments: between servers, around nothing, and within a server, between
     its runs; degrees of freedom by Satterthwaite. Where servers differ by no more than their runs make likely, all runs
-    are pooled (T. A. Bancroft, Biometrics 1964: an F test at POOLED). Where none made two runs again all is between.
+    are pooled (T. A. Bancroft, Biometrics 1964: an F test at POOLED). Where none made two runs again all is between,
+    of runs of one server too.
     """
     free = len(logs), sum(len(part) - 1 for part in logs)
     within = sum(((part - part.mean()) ** 2).sum() for part in logs) / free[1] if free[1] else 0.0
     of_means, each = np.mean([part.mean() ** 2 for part in logs]), np.mean([1 / len(part) for part in logs])
-    if one_server:
+    if one_server and free[1]:
         variance, freedom = within * sum(1 / runs for _, runs in made), free[1]
     elif free[1] and of_means <= within * each * scipy_stats.f.ppf(1 - POOLED, *free):
         variance, freedom = np.mean(np.concatenate(logs) ** 2) * sum(1 / runs for _, runs in made), sum(free)

@@ -150,6 +150,7 @@ class RunSpec(Spec):
     task: str
     problems: int | None = Field(default=None, gt=0)  # None: all
     repeats: int = Field(default=1, gt=0)
+    together: bool = False  # a problem's repeats are sent one after the other, not every problem before its next repeat
     load: Load = Closed(concurrency=32)
     sampling: Sampling = Sampling()
     seed: int = Field(default=0, ge=0)

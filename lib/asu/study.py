@@ -20,7 +20,7 @@ from asu.specs import EngineOptions, RunSpec, canonical, parse
 
 _OPTIONS = tuple(EngineOptions.model_fields)
 _SAMPLING = ("temperature", "top_p", "budget", "logprobs")
-_PLAIN = ("engine", "model", "task", "load", "problems", "repeats", "seed", "lengths", "trial", "prefix")
+_PLAIN = ("engine", "model", "task", "load", "problems", "repeats", "together", "seed", "lengths", "trial", "prefix")
 _BY_TASK = ("problems", "repeats", "budget", "lengths")
 
 START_S = {True: 10.0, False: 60.0}  # a server's start: of a miniature, of a large model
@@ -92,9 +92,9 @@ def local(groups: Iterable[Group], work: Callable[[Group], Iterator[Path]]) -> I
 class Study:
     """Runs by their axes, each a value or a list: `Study(models=[...], tasks=[...], budgets=[256, 1024], seed=7)`.
 
-    Axes: engine, model, task, load, problems, repeats, seed, trial, lengths, prefix, budget, temperature, top_p,
-    logprobs, and every field of `specs.EngineOptions`; singular or plural. problems, repeats, budget and lengths may be
-    given by task, {"mini-easy": 40}, or by role, {"RLLM": 1, "LLM": 4}.
+    Axes: engine, model, task, load, problems, repeats, together, seed, trial, lengths, prefix, budget, temperature,
+    top_p, logprobs, and every field of `specs.EngineOptions`; singular or plural. problems, repeats, budget and lengths
+    may be given by task, {"mini-easy": 40}, or by role, {"RLLM": 1, "LLM": 4}.
     `records` (or the environment variable ASU_RECORDS) names published records in data/runs to read instead.
     """
 

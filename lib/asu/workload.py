@@ -42,7 +42,7 @@ class Request:
 def requests(spec: RunSpec) -> list[Request]:
     """All requests in the order they are sent: every problem once, then every problem again; the same in every run.
 
-    Only samples that share a prefix are sent one after the other, so that they meet in the cache.
+    Where they belong `together`, or share a prefix and shall meet in the cache, a problem's repeats follow each other.
     """
     lengths = recorded_lengths(spec.lengths) if spec.lengths else None
     if lengths is not None and spec.options.random_weights:
@@ -55,7 +55,7 @@ def requests(spec: RunSpec) -> list[Request]:
         if not problem.prompt.strip():
             raise AsuError(f"problem {problem.id} of {spec.task} has an empty prompt", "correct the problem file")
     order = [(problem, repeat) for repeat in range(spec.repeats) for problem in problems]
-    if spec.prefix and spec.prefix.kind == "samples":
+    if spec.together or (spec.prefix and spec.prefix.kind == "samples"):
         order = [(problem, repeat) for problem in problems for repeat in range(spec.repeats)]
     return [Request(_prefixed(spec, problem, repeat), repeat, spec.request_seed(problem.id, repeat),
                     _max_tokens(spec, lengths, problem.id, repeat), _thinking_tokens(spec, lengths, problem.id, repeat))

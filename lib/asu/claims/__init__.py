@@ -19,6 +19,7 @@ from asu.claims import (
     prefix_caching,
     replay,
     running_time,
+    scaling,
     speculation,
     stragglers,
     weight_quantisation,
@@ -45,7 +46,7 @@ __all__ = ["CLAIMS", "KNOWLEDGE", "NOTEBOOKS", "NUMBERS", "PAPER", "SETS", "Clai
 
 CLAIMS = [claim for module in (
     kv_cache, stragglers, running_time, domain, budget_batch, weight_quantisation, kv_quantisation, prefix_caching,
-    speculation, workload, engines, replay, honesty,
+    speculation, workload, engines, replay, scaling, honesty,
 ) for claim in module.CLAIMS]
 
 

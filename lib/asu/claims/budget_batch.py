@@ -63,78 +63,85 @@ def cut_off_share(requests: pd.DataFrame, **options) -> Estimate:
     return over_problems(r, stats.mean(r.finish_reason == "length"), bounds=(0, 1), **options)
 
 
-def _sized(frame: pd.DataFrame, task: str | None = None) -> tuple[pd.DataFrame, float, float]:
-    """RLLM rows, of one task or of all, with at_once, the load's size, and its largest and smallest value."""
+_IGNORED = ("load", "at_once", "max_requests")  # the engine's slots follow the batch size in the study
+
+
+def _ends(frame: pd.DataFrame, task: str | None = None) -> pd.DataFrame:
+    """RLLM rows at each set's largest and smallest load, named by `end`, of one task or of all that have two loads."""
     r = of_role(frame if task is None else frame[frame.task == task], "RLLM")
     r["at_once"] = load_size(r.load)
-    return r, r.at_once.max(), r.at_once.min()
+    of_task = r.groupby("task").at_once
+    most, least = of_task.transform("max"), of_task.transform("min")
+    r["end"] = np.select([most == least, r.at_once == most, r.at_once == least], [None, "largest", "smallest"], None)
+    return r[r.end.notna()].reset_index(drop=True)
 
 
-def _size_contrast(frame: pd.DataFrame, big: float, small: float, make, combine) -> list[stats.Statistic]:
-    # the engine's slots follow the batch size in the study, so they are no setting to hold equal here
-    return contrast(frame, "at_once", big, small, make, combine=combine, ignore=("load", "max_requests"))
+def _end_contrast(rows: pd.DataFrame, make, combine) -> list[stats.Statistic]:
+    return contrast(rows, "end", "largest", "smallest", make, combine=combine, ignore=_IGNORED)
 
 
-def _paced(found: Estimate, name: str, batches: pd.DataFrame, control: pd.DataFrame, task: str | None) -> Estimate:
-    r, big, _ = _sized(batches, task)
-    return effects.paced(found, name, on=[r[r.at_once == big]], arm="weights", off="bf16", control=control,
+def _paced(found: Estimate, name: str, ends: pd.DataFrame, control: pd.DataFrame) -> Estimate:
+    return effects.paced(found, name, on=[ends[ends.end == "largest"]], arm="weights", off="bf16", control=control,
                          one_server=True)
 
 
-def _size_ratio_of_batches(requests: pd.DataFrame, make, task: str | None, **options) -> Estimate:
-    r, big, small = _sized(requests, task)
-    keep = [c for c in [*SETTINGS, "role", "at_once"] if c in r]
-    rows = metrics.batches(r, keep).reset_index(drop=True)
-    return over_batches(rows, stats.geometric_mean(_size_contrast(rows, big, small, make, stats.ratio)), **options)
+def _ratio_of_batches(batches: pd.DataFrame, name: str, make, control: pd.DataFrame, task: str | None,
+                      **options) -> Estimate:
+    ends = _ends(batches, task)
+    if ends.empty:
+        return Estimate(np.nan)
+    keep = [c for c in [*SETTINGS, "role", "at_once", "end"] if c in ends]
+    rows = metrics.batches(ends, keep).reset_index(drop=True)
+    found = over_batches(rows, stats.geometric_mean(_end_contrast(rows, make, stats.ratio)), **options)
+    return _paced(found, name, ends, control)
 
 
 @number("05.batch_time_ratio", "×", "batches", "control", per_task=True, whole=True)
 def batch_time_ratio(batches: pd.DataFrame, control: pd.DataFrame, task: str | None = None, **options) -> Estimate:
-    """Time per request at the largest batch size over that at the smallest, geometric mean over sets and sizes."""
-    found = _size_ratio_of_batches(batches, lambda rows: stats.ratio_of_sums(rows.wall_s, rows.requests), task,
-                                   **options)
-    return _paced(found, "time_per_request", batches, control, task)
+    """Time per request at a set's largest batch size over that at its smallest, geometric mean over sets and sizes."""
+    return _ratio_of_batches(batches, "time_per_request", lambda rows: stats.ratio_of_sums(rows.wall_s, rows.requests),
+                             control, task, **options)
 
 
 @number("05.batch_tps_ratio", "×", "batches", "control", per_task=True, whole=True)
 def batch_tps_ratio(batches: pd.DataFrame, control: pd.DataFrame, task: str | None = None, **options) -> Estimate:
-    """Throughput at the largest batch size over that at the smallest, geometric mean over sets and sizes."""
-    found = _size_ratio_of_batches(batches, lambda rows: stats.ratio_of_sums(rows.output_tokens, rows.wall_s),
-                                   task, **options)
-    return _paced(found, "tps", batches, control, task)
+    """Throughput at a set's largest batch size over that at its smallest, geometric mean over sets and sizes."""
+    return _ratio_of_batches(batches, "tps", lambda rows: stats.ratio_of_sums(rows.output_tokens, rows.wall_s),
+                             control, task, **options)
 
 
 @number("05.batch_ttfvt_ratio", "×", "batches", "control", per_task=True, whole=True)
 def batch_ttfvt_ratio(batches: pd.DataFrame, control: pd.DataFrame, task: str | None = None, **options) -> Estimate:
-    """Mean TTFVT at the largest batch size over that at the smallest, paired by problem.
+    """Mean TTFVT at a set's largest batch size over that at its smallest, paired by problem.
 
     Area under the survivor curve up to one common time per set, so that requests that never left thinking count on
-    both sides.
+    both sides, and pull the ratio towards one.
     """
-    r, big, small = _sized(metrics.derive(batches), task)
-    sized = r[r.at_once.isin([big, small])]
-    until = {task: known_until(part, ["pair", "at_once"]) for task, part in sized.groupby("task")}
+    ends = _ends(metrics.derive(batches), task)
+    if ends.empty:
+        return Estimate(np.nan)
+    until = {task: known_until(part, ["pair", "end"]) for task, part in ends.groupby("task")}
 
     def make(rows: pd.DataFrame) -> stats.Statistic:
         return stats.km_mean(rows.ttfvt_observed_s, ~rows.ttfvt_censored, until=until[rows.task.iloc[0]])
 
-    found = over_problems(r, stats.geometric_mean(_size_contrast(r, big, small, make, stats.ratio)), **options)
-    return _paced(found, "ttfvt", batches, control, task)
+    found = over_problems(ends, stats.geometric_mean(_end_contrast(ends, make, stats.ratio)), **options)
+    return _paced(found, "ttfvt", ends, control)
 
 
 @number("05.batch_accuracy_change", "share", "batches", per_task=True)
 def batch_accuracy_change(batches: pd.DataFrame, **options) -> Estimate:
-    """Accuracy at the largest batch size minus that at the smallest, paired by problem, mean over sets and sizes."""
-    r, big, small = _sized(metrics.derive(batches))
-    return over_problems(r, stats.average(_size_contrast(r, big, small, hits, stats.difference)), bounds=(-1, 1),
-                          **options)
+    """Accuracy at a set's largest batch size minus that at its smallest, by problem, mean over sets and sizes."""
+    ends = _ends(metrics.derive(batches))
+    if ends.empty:
+        return Estimate(np.nan)
+    return over_problems(ends, stats.average(_end_contrast(ends, hits, stats.difference)), bounds=(-1, 1), **options)
 
 
 @number("05.batch_texts_changed", "share", "batches", per_task=True)
 def batch_texts_changed(batches: pd.DataFrame, **options) -> Estimate:
-    """Share of requests whose text differs between the largest and the smallest batch size, same sampling seed."""
-    r, big, small = _sized(batches)
-    return texts_changed(r, arm="at_once", on=big, off=small, ignore=("load", "max_requests"), **options)
+    """Share of requests whose text differs between a set's largest and smallest batch size, same sampling seed."""
+    return texts_changed(_ends(batches), arm="end", on="largest", off="smallest", ignore=_IGNORED, **options)
 
 
 _GAINS = paper_budget_gains()

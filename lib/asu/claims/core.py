@@ -29,6 +29,7 @@ NOTEBOOKS = {
     "10": "10_real_world_workload",
     "11": "11_engine_against_engine",
     "12": "12_replay_error",
+    "13": "13_test_time_scaling",
     "14": "14_measuring_honestly",
 }
 

@@ -29,6 +29,7 @@ from asu.plots.pilot import (
     time_vs_difficulty,
 )
 from asu.plots.prefix_caching import break_even, prompt_costs
+from asu.plots.scaling import accuracy_by_tokens, shared_budget
 from asu.plots.speculation import acceptance, speedup_by_batch, speedup_by_yield, throughput_two_ways
 from asu.plots.weight_quantisation import accuracy_by_format, damage_by_length, step_time
 from asu.plots.workload import attainment, effects_by_load, goodput, traffic_over_time, waits, waits_by_burstiness
@@ -40,6 +41,7 @@ __all__ = [
     "PAPER_RUNNING",
     "accuracy_by_format",
     "accuracy_by_level",
+    "accuracy_by_tokens",
     "agreement",
     "attainment",
     "batch_size",
@@ -63,6 +65,7 @@ __all__ = [
     "queue_over_time",
     "running_over_time",
     "step_time",
+    "shared_budget",
     "straggler_summary",
     "survivor",
     "swimlane",
