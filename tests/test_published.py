@@ -11,8 +11,7 @@ from asu.specs import canonical
 
 PUBLISHED = sorted(folder for folder in paths.PUBLISHED.glob("*") if folder.is_dir())
 RUNS = sorted(done.parent for folder in PUBLISHED for done in folder.glob("*/DONE"))
-RENDERED = {  # by the records they read
-    "h200": ["h200", "h200-large", "h200-70b", "h200-mini", "h200-lmdeploy", "h200-sglang"]}
+RENDERED = [profile for profile in map(profiles.load, profiles.names()) if profile.records]
 LIMIT_BYTES = 15 << 20  # of one set of records in the repository
 # A run shorter than this may end before the engine refreshes its gauges.
 GAUGE_S = {"vllm": 1.0, "lmdeploy": 10.0, "sglang": 10.0}
@@ -25,11 +24,11 @@ def test_records_are_small_and_finished(folder):
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < LIMIT_BYTES
 
 
-@pytest.mark.parametrize("kept", RENDERED)
-def test_every_record_is_read_by_a_profile_and_none_is_missing(kept):
-    asked = {canonical(spec.model_dump(mode="json")) for name in RENDERED[kept]
-             for notebook in profiles.load(name).notebooks for spec in profiles.study_of(notebook, name).specs}
-    assert set(records.Store(paths.PUBLISHED / kept).complete()) == asked
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
+def test_every_record_is_read_by_a_profile_and_none_is_missing(folder):
+    asked = {canonical(spec.model_dump(mode="json")) for profile in RENDERED if profile.records == folder.name
+             for notebook in profile.notebooks for spec in profiles.study_of(notebook, profile.name).specs}
+    assert set(records.Store(folder).complete()) == asked
 
 
 @pytest.mark.parametrize("folder", RUNS, ids=lambda folder: folder.name)
@@ -48,16 +47,14 @@ def test_every_run_reads_back_whole(folder):
         assert run.requests.outcome.notna().all()
 
 
-@pytest.mark.parametrize(("kept", "name"), [(kept, name) for kept, names in RENDERED.items() for name in names])
+@pytest.mark.parametrize("profile", RENDERED, ids=lambda profile: profile.name)
 @pytest.mark.timeout(1900)  # two minutes on a machine of one's own, many times that on a busy one
-def test_the_notebooks_of_the_profile_render_from_the_records(kept, name, tmp_path):
-    profile = profiles.load(name)
-    assert profile.records == kept
+def test_the_notebooks_of_the_profile_render_from_the_records(profile, tmp_path):
     environment = os.environ | {"ASU_OUTPUT": str(tmp_path)}
-    made = subprocess.run([sys.executable, "-m", "asu", "report", "--profile", name], cwd=paths.ROOT,
+    made = subprocess.run([sys.executable, "-m", "asu", "report", "--profile", profile.name], cwd=paths.ROOT,
                           env=environment, capture_output=True, text=True, timeout=1800)
     assert made.returncode == 0, made.stdout + made.stderr
-    reports = tmp_path / "reports" / name
+    reports = tmp_path / "reports" / profile.name
     for notebook in profile.notebooks:
         page = (reports / f"{notebook}.html").read_text()
         assert "<svg" in page and "Traceback (most recent call last)" not in page
