@@ -1,6 +1,7 @@
 """The client against engines of every protocol form and against everything that can go wrong."""
 
 import asyncio
+import errno
 import math
 import socket
 
@@ -244,6 +245,22 @@ def test_a_dead_engine_is_recognised(error, dead):
     assert engine_is_dead(error) == dead
 
 
+@pytest.mark.parametrize("left", [20, None])
+def test_too_many_requests_for_the_files_one_may_open_are_no_fault_of_the_engine(monkeypatch, left):
+    with FakeEngine(ttft_s=0.5) as fake, socket.socket() as newest:
+        if left:
+            monkeypatch.setattr(module, "allow_open_files", lambda count: newest.fileno() + left + module.SPARE_FILES)
+        else:
+            monkeypatch.setattr(Client, "_connect", _no_file_left)
+        with pytest.raises(AsuError, match="more requests are in flight than this session may open files") as error:
+            ask(fake, *(call() for _ in range(40)), concurrency=int(left is not None))
+        assert "ulimit -n" in error.value.remedy
+
+
+async def _no_file_left(client):
+    raise OSError(errno.EMFILE, "Too many open files")
+
+
 def test_an_http_1_0_body_ends_with_its_connection():
     with FakeEngine(fault="close") as fake:
         for reply in ask(fake, call(), call(), one_by_one=True):
@@ -444,7 +461,7 @@ def test_open_loops_get_as_many_connections_as_the_machine_has(monkeypatch, soft
     monkeypatch.setattr(module.resource, "RLIM_INFINITY", -1)
     set_to = []
     monkeypatch.setattr(module.resource, "setrlimit", lambda kind, limits: set_to.append(limits))
-    module.allow_open_files(512)
+    assert module.allow_open_files(512) == (becomes or math.inf)
     assert set_to == ([] if becomes is None else [(becomes, hard)])
     if hard == 4096:
         with pytest.raises(AsuError, match="ulimit -n 5000"):

@@ -6,6 +6,7 @@ General HTTP clients wake a task per chunk, which at 1,000 streams delays the ve
 """
 
 import asyncio
+import errno
 import gc
 import math
 import resource
@@ -30,6 +31,7 @@ SLICE_S = 0.0005  # decoding in one turn of the event loop, between two rounds o
 BUSY_S = 0.001  # a turn that read for longer decodes nothing: the next reads are already waiting
 MOST_UNDECODED = 1 << 28  # bytes over all streams; beyond that, decoding comes before reading
 MOST_FILES = 1 << 16  # connections one client could have: as many as a machine has ports
+SPARE_FILES = 64  # files kept for all else a run opens: without one, a health check fails and the engine seems dead
 KEEP_S = 2.0  # a used connection idle for longer is replaced: servers close idle ones (uvicorn after 5 s)
 LAG_EVERY_S = 0.01
 EXCERPT = 300  # characters of an error body that are kept
@@ -488,7 +490,7 @@ class Client:
         return np.array(self._lags)
 
     async def __aenter__(self) -> "Client":
-        allow_open_files(self.concurrency + 256)
+        self._most_files = allow_open_files(self.concurrency + 256)
         try:
             for start in range(0, self.concurrency, 128):  # fewer at once than a server's accept queue holds
                 count = min(128, self.concurrency - start)
@@ -506,7 +508,10 @@ class Client:
         await asyncio.sleep(0)  # lets the transports run their closing callbacks
 
     async def send(self, call: Call, due_s: float, clock: Clock) -> Reply:
-        """Send `call` now and read its stream to the end; a failure is in the reply's `error`, never raised."""
+        """Send `call` now and read its stream to the end; a failure is in the reply's `error`.
+
+        AsuError only where this process may open no further connection, which is no fault of the engine.
+        """
         reply = Reply(due_s)
         if not call.prompt.strip():
             reply.error = "invalid: empty prompt, not sent"
@@ -559,7 +564,22 @@ class Client:
             if not connection.transport.is_closing() and connection.idle_since > oldest:
                 return connection
             connection.transport.abort()
-        return await self._connect()
+        try:
+            connection = await self._connect()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise self._too_many() from None
+            raise
+        # The lowest free number is given first: a high one says that those below are in use.
+        if connection.transport.get_extra_info("socket").fileno() > self._most_files - SPARE_FILES:
+            connection.transport.abort()
+            raise self._too_many()
+        return connection
+
+    def _too_many(self) -> AsuError:
+        return AsuError(f"more requests are in flight than this session may open files ({self._most_files})",
+                        "raise the limit with `ulimit -n` and run the same command again, requests already finished "
+                        "are kept; or lower the rate of the load")
 
     def _close(self) -> None:
         while self._idle:
@@ -587,16 +607,18 @@ def quiet_collector() -> Iterator[None]:
             gc.enable()
 
 
-def allow_open_files(count: int) -> None:
-    """Raise the process's soft limit of open files as far as it goes; AsuError where that is less than `count`.
+def allow_open_files(count: int) -> float:
+    """Raise the process's soft limit of open files as far as it goes, and return it; AsuError if less than `count`.
 
     In an open loop nobody knows beforehand how many requests will be in flight.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
-        return
+        return math.inf
     if hard != resource.RLIM_INFINITY and hard < count:
         raise AsuError(f"{count} open files are needed, this session may have {hard}",
                        f"raise the limit with `ulimit -n {count}`, or lower the concurrency of the load")
     most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, count, most), hard))
+    limit = max(soft, count, most)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    return limit
