@@ -87,3 +87,10 @@ def test_the_figure_shows_every_comparison():
     figure = plots.agreement(compared, agreement.summary(compared, n_boot=50))
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["again", "other"]
     assert all(ax.lines for ax in figure.axes) and len(figure.axes) == 3
+
+
+def test_the_other_batch_size_is_the_first_that_differs():
+    assert agreement.other_size({"RLLM": {"a": [8], "b": [32, 16, 64]}, "LLM": {"c": [4]}}, 32) == ("b", 16)
+    for sizes in ({}, {"LLM": {"a": [16]}}, {"RLLM": {}}, {"RLLM": {"a": [16], "b": [32]}}):
+        with pytest.raises(AsuError, match="has no batch size but 32"):
+            agreement.other_size(sizes, 32)

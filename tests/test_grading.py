@@ -298,3 +298,15 @@ def test_a_comparer_that_cannot_run_is_an_error_not_a_verdict(tmp_path):
 def test_a_tower_of_powers_ends():
     comparer = Comparer(cpu_s=1.0)
     assert [comparer("3", "9^{9^{9^9}}"), comparer("3", "\\sqrt{9}")] == [False, True]
+
+
+@pytest.mark.parametrize("same", [
+    ["18", r"\$18", "18.0", "18 dollars", "$18$", "x = 18"], [r"\frac{1}{2}", r"\dfrac{1}{2}", "0.5", "1/2"],
+    ["(1, 2)", "(1,2)"], ["Paris", "paris", r"\text{Paris}"], ["70,000", "70000"], [r"3\sqrt{2}", r"3 \sqrt{2}"]])
+def test_answers_that_say_the_same_are_spelt_the_same(same):
+    assert len({grading.spelling(stated) for stated in same}) == 1
+
+
+def test_answers_that_say_something_else_are_spelt_apart():
+    stated = ["18", "-18", "1.8", "18 x", "2x", "x = 1, y = 18", "x = 2, y = 18", r"\frac{1}{18}", "(1, 8)", "B", "b c"]
+    assert len({grading.spelling(one) for one in stated}) == len(stated)

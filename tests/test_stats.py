@@ -178,6 +178,8 @@ def test_equal_outcomes_are_not_certainty():
     assert stats.bootstrap(ones, range(20)).lo == 1.0
     sure = stats.bootstrap(ones, range(20), bounds=(0, 1))
     assert (sure.value, sure.hi) == (1.0, 1.0) and sure.lo == pytest.approx(stats.wilson(20, 20).lo)
+    once = stats.bootstrap(stats.mean([-1.0] + [0.0] * 19), range(20), bounds=(-1, 1))
+    assert once.hi == pytest.approx(stats.wilson(0, 20).hi) and -0.3 < once.lo < -0.05, "none better is not: never any"
     same = stats.bootstrap(stats.mean(np.zeros(20)), range(20), bounds=(-1, 1))
     assert same.hi == -same.lo == pytest.approx(stats.wilson(0, 20).hi)
     mixed = stats.mean([0, 1] * 10)

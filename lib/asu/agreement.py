@@ -21,6 +21,19 @@ MEASURES = {
 }
 
 
+def other_size(sizes: dict[str, dict[str, list[int]]], concurrency: int) -> tuple[str, int]:
+    """(problem set, batch size) whose texts are set beside those with `concurrency` in flight.
+
+    sizes: batch sizes by role and set; taken is the first other size of the reasoning model's last set.
+    """
+    task, counts = list(sizes.get("RLLM", {}).items() or [(None, [])])[-1]
+    others = [count for count in counts if count != concurrency]
+    if not others:
+        raise AsuError(f"SIZES {sizes} has no batch size but {concurrency} for the last set of the RLLM",
+                       "give one more: texts are compared between two, and claims on batch size are made from them")
+    return task, others[0]
+
+
 def compare(requests: pd.DataFrame, events: pd.DataFrame, a: dict, b: dict, comparison: str) -> pd.DataFrame:
     """One row per request that both runs finished, none where texts were not kept.
 

@@ -284,8 +284,9 @@ def bootstrap(statistic: Statistic, clusters, *, strata=None, unit: str = "", n_
     The percentiles are widened for few clusters (Hesterberg 2015, sec. 5.3): by t instead of z and by
     √(clusters/(clusters − strata)). In simulation it covers as promised from five clusters on, too seldom below.
     No interval (NaN) where a stratum leaves nothing to resample or over a tenth of the draws have no value.
-    bounds: least and greatest value of a share, or of a difference of shares. That no two draws differ does not show
-    that no problem ever would: the interval is then what Wilson's is for n equal outcomes, within the bounds.
+    bounds: least and greatest value of a share, or of a difference of shares. That no cluster differs to one side does
+    not show that none ever would: an end that no draw passes lies as much farther out, within the bounds, as Wilson's
+    for n equal outcomes. In simulation, 2 in 100 problems better and 6 worse: covers 97 % at n = 20, without it 87 %.
     """
     rows = len(clusters)
     if rows == 0:
@@ -314,9 +315,10 @@ def bootstrap(statistic: Statistic, clusters, *, strata=None, unit: str = "", n_
     tail = scipy_stats.norm.cdf(np.sqrt(k / freedom) * scipy_stats.t.ppf((1 - level) / 2, freedom))
     # inverted_cdf picks a drawn value, so that a draw of inf (a median not reached) stays inf
     lo, hi = np.quantile(draws, [tail, 1 - tail], method="inverted_cdf")
-    if bounds and lo == hi:
+    if bounds:
         z2 = scipy_stats.norm.ppf((1 + level) / 2) ** 2
-        lo, hi = np.clip([lo - z2 / (k + z2), hi + z2 / (k + z2)], *bounds)
+        unseen = z2 / (k + z2)
+        lo, hi = np.clip([lo - unseen * (lo == draws.min()), hi + unseen * (hi == draws.max())], *bounds)
     return Estimate(value, float(lo), float(hi), unit, int(k))
 
 

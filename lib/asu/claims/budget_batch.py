@@ -63,15 +63,15 @@ def cut_off_share(requests: pd.DataFrame, **options) -> Estimate:
     return over_problems(r, stats.mean(r.finish_reason == "length"), bounds=(0, 1), **options)
 
 
-_IGNORED = ("load", "at_once", "max_requests")  # the engine's slots follow the batch size in the study
+_IGNORED = ("load", "max_requests")  # slots of the engine may follow the batch size
 
 
 def _ends(frame: pd.DataFrame, task: str | None = None) -> pd.DataFrame:
-    """RLLM rows at each set's largest and smallest load, named by `end`, of one task or of all that have two loads."""
+    """RLLM rows at the largest and smallest load of each engine, pair and set, named by `end`; those with two loads."""
     r = of_role(frame if task is None else frame[frame.task == task], "RLLM")
     r["at_once"] = load_size(r.load)
-    of_task = r.groupby("task").at_once
-    most, least = of_task.transform("max"), of_task.transform("min")
+    sizes = r.groupby(["engine", "pair", "size", "task"], dropna=False).at_once
+    most, least = sizes.transform("max"), sizes.transform("min")
     r["end"] = np.select([most == least, r.at_once == most, r.at_once == least], [None, "largest", "smallest"], None)
     return r[r.end.notna()].reset_index(drop=True)
 
@@ -90,7 +90,7 @@ def _ratio_of_batches(batches: pd.DataFrame, name: str, make, control: pd.DataFr
     ends = _ends(batches, task)
     if ends.empty:
         return Estimate(np.nan)
-    keep = [c for c in [*SETTINGS, "role", "at_once", "end"] if c in ends]
+    keep = [c for c in [*SETTINGS, "role", "end"] if c in ends]
     rows = metrics.batches(ends, keep).reset_index(drop=True)
     found = over_batches(rows, stats.geometric_mean(_end_contrast(rows, make, stats.ratio)), **options)
     return _paced(found, name, ends, control)

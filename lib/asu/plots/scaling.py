@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from asu import style
 from asu.plots.core import band, from_zero, grid, legend, need, role_handles, select, share_axis
@@ -24,24 +24,27 @@ PANELS = {"vote": "right by vote [%]", "cut_off": "samples cut off [%]", "tokens
 def accuracy_by_tokens(curves: pd.DataFrame) -> Figure:
     """Accuracy against the tokens spent on a question, a panel per set, a line per way to spend them.
 
-    curves: task, way (one of WAYS), spent [tok], value, lo, hi [share].
+    curves: task, way (one of WAYS), samples, budget [tok], spent [tok], value, lo, hi [share]; a line joins its points
+    by samples and budget.
     """
-    need(curves, ["task", "way", "spent", "value", "lo", "hi"], "accuracy_by_tokens")
+    need(curves, ["task", "way", "samples", "budget", "spent", "value", "lo", "hi"], "accuracy_by_tokens")
     tasks = style.ordered(curves["task"], style.TASKS)
     figure = Figure(figsize=(style.WIDTH, 4.2), layout="constrained")
     axes = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
     present = [way for way in WAYS if way in set(curves["way"])]
     for ax, task in zip(axes, tasks, strict=True):
         for way in present:
-            rows, look = select(curves, task=task, way=way).sort_values("spent"), WAYS[way]
+            rows, look = select(curves, task=task, way=way).sort_values(["samples", "budget"]), WAYS[way]
             ax.fill_between(rows["spent"], rows["lo"], rows["hi"], color=look.colour, alpha=0.12, linewidth=0)
             ax.plot(rows["spent"], rows["value"], color=look.colour, marker=look.marker, linestyle=look.dash)
         ax.set_xscale("log")
-        _plain_ticks(ax.xaxis)
+        ax.xaxis.set_major_locator(LogLocator())
+        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        ax.xaxis.set_minor_formatter(NullFormatter())
         ax.set_ylim(-0.03, 1.05)
         share_axis(ax)
         ax.set_title(style.task(task).label)
-        ax.set_xlabel("output tokens spent on a question")
+        ax.set_xlabel("output tokens of a question [tok]")
     axes[0].set_ylabel("accuracy [%]")
     legend(figure, [Line2D([], [], color=WAYS[way].colour, marker=WAYS[way].marker, linestyle=WAYS[way].dash,
                            label=WAYS[way].label) for way in present], columns=2)
@@ -64,6 +67,7 @@ def shared_budget(curve: pd.DataFrame) -> Figure:
         ax.set_xscale("log", base=2)
         ax.set_xticks(counts, [f"{count:g}" for count in counts])
         ax.minorticks_off()
+        ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
         if metric in ("vote", "cut_off"):
             share_axis(ax)
             ax.set_ylim(-0.03, 1.05)
@@ -76,9 +80,3 @@ def shared_budget(curve: pd.DataFrame) -> Figure:
     from_zero([ax for (metric, _), ax in panels.items() if metric in ("tokens", "wait_s")])
     legend(figure, role_handles(curve["role"]))
     return figure
-
-
-def _plain_ticks(axis) -> None:
-    axis.set_major_locator(LogLocator())
-    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}"))
-    axis.set_minor_formatter(NullFormatter())

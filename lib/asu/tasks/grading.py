@@ -84,6 +84,18 @@ def same_value(expected: str, stated: str) -> bool:
     return equal(_tidy(expected), _tidy(stated))
 
 
+def spelling(stated: str) -> str:
+    r"""One spelling for answers that say the same: 18, \$18, 18.0 and "18 dollars"; else without spaces and capitals.
+
+    For counting answers nobody has the right one to compare with. Expressions that are equal but written otherwise,
+    1/(2a) and a^{-1}/2, stay apart.
+    """
+    text = _WRAPPED.sub(r" \1 ", _tidy(stated)).strip()
+    words = re.fullmatch(rf"({_NUMBER}{_UNIT})(?:\s+[A-Za-z]{{3,}})+", text)
+    value = number(words[1] if words else text)
+    return re.sub(r"\s+", "", text).casefold() if value is None else str(value)
+
+
 def integer(expected: str, text: str, last_number: bool = False) -> Grade:
     """Grade a text against a whole number; units and words after the number are allowed ("42 eggs")."""
     text = _plain(text)
