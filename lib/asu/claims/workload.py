@@ -17,7 +17,6 @@ from asu import metrics, stats, traffic
 from asu.claims.core import MATERIAL_RATIO, SILENT, Claim, Range, number
 from asu.claims.paper import paper
 from asu.contrast import over_blocks
-from asu.errors import AsuError
 from asu.metrics import SLO
 from asu.stats import Estimate
 
@@ -89,9 +88,12 @@ def waiting_difference_equal_work(engine: pd.DataFrame, **options) -> Estimate:
 
 
 def _wait_ratio(calm: pd.DataFrame, bursts: pd.DataFrame, of, **options) -> Estimate:
-    """A statistic of derived requests under bursts over that of calm arrivals; stretches resampled on both sides."""
-    if set(calm.run) & set(bursts.run):
-        raise AsuError("calm and bursts are the same run", "give the runs with the lowest and the highest CV")
+    """A statistic of derived requests under bursts over that of calm arrivals; stretches resampled on both sides.
+
+    Not known where one CV alone was offered, so that both are the same run.
+    """
+    if set(calm.run) == set(bursts.run):
+        return Estimate(np.nan)
     r = traffic.stretches(pd.concat([calm, bursts], ignore_index=True))
     r = r[r.finished].reset_index(drop=True)
     sides = [r.run.isin(side.run).to_numpy() for side in (bursts, calm)]
