@@ -667,7 +667,7 @@ def claims_picture(decided: pd.DataFrame, beside: pd.DataFrame | None = None, na
         if np.isfinite(row.value):
             measured = fill(_told(row), 26)
         if other:
-            measured += f"\n{fill(f'{name}: {_told(other)}', 30)}"
+            measured += f"\n{fill(f'{name}: {_told(other)}', 29)}"
         figure.text(0.01, middle, fill(f"{row.claim}: {row.statement}", 50), va="center", fontsize=8)
         figure.text(0.79, middle, f"{look.label}\n{measured}", va="center", fontsize=7.5)
     handles = [Line2D([], [], color=look.colour, marker=look.marker, label=look.label)
