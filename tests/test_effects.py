@@ -242,6 +242,20 @@ def test_what_is_special_to_reasoning_is_the_difference_of_the_twins_effects():
     assert not effects.special(frame[frame.role == "RLLM"], "e2e", **asked, **FEW).known
 
 
+def test_a_set_that_one_twin_fails_anyway_tells_nothing_on_roles():
+    lost = {"hit": lambda i: i % 4 != 0}
+    frame = pd.concat([
+        run("RLLM", "mini-easy"), run("RLLM", "mini-easy", "fp8_e4m3", **lost), run("LLM", "mini-easy"),
+        run("LLM", "mini-easy", "fp8_e4m3", **lost), run("RLLM", "mini-hard"),
+        run("RLLM", "mini-hard", "fp8_e4m3", **lost),
+        *(run("LLM", "mini-hard", kv, hit=lambda i: False) for kv in ("bf16", "fp8_e4m3"))], ignore_index=True)
+    kept = effects.answered(frame, arm="kv_cache", off="bf16")
+    assert set(kept.task) == {"mini-easy"}
+    assert effects.special(kept, "accuracy", arm="kv_cache", on="fp8_e4m3", off="bf16", **FEW).value == 0
+    assert effects.special(frame, "accuracy", arm="kv_cache", on="fp8_e4m3", off="bf16", **FEW).value < 0
+    assert effects.answered(frame[frame.role == "RLLM"], arm="kv_cache", off="bf16").empty
+
+
 def test_energy_is_an_effect_only_where_power_was_read():
     frame = both(pace=0.5)
     assert "energy_per_token" not in set(effects.table(frame, arm="kv_cache", off="bf16", **FEW).metric)

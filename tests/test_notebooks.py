@@ -88,6 +88,9 @@ def only_calls(book: Book) -> Iterator[str]:
                  ast.If: "if", ast.While: "while"}
     for node in book.nodes(*forbidden):
         yield f"a cell holds `{forbidden[type(node)]}`: move it to the library"
+    for tree in book.trees:
+        if any(isinstance(statement, ast.Expr) for statement in tree.body[:-1]):
+            yield "a cell shows its last expression alone, and drops another before it: give it a cell of its own"
     for node in book.nodes(ast.Attribute):
         if node.attr == "rcParams" or ast.unparse(node) == "sys.path":
             yield f"a cell touches {node.attr}"
@@ -308,6 +311,7 @@ BAD = {
     "long cell": (swap(4, ("code", "\n".join(f"a{i} = {i}" for i in range(16)) + "\nstudy.provenance()")), "17 lines"),
     "long median": ([(kind, text + "\nx = 1" * 5 if kind in ("code", "study") else text) for kind, text in GOOD],
                     "median"),
+    "shown in vain": (swap(4, ("code", "study.provenance()\nreport.table(study.provenance(), 'c')")), "drops another"),
     "def": (swap(4, ("code", "def f():\n    return study.provenance()")), "`def`"),
     "class": (swap(4, ("code", "class A:\n    x = study.provenance()")), "`class`"),
     "try": (swap(4, ("code", "try:\n    study.provenance()\nfinally:\n    x = 1")), "`try`"),

@@ -87,9 +87,10 @@ def test_table_escapes_joins_intervals_and_aligns_numbers():
     assert html.startswith('<div class="scroll">')
 
 
-def provenance(runs: int) -> SimpleNamespace:
-    rows = pd.DataFrame([{"run": f"r{i}", "requests": 100, "failed": 1, "gap_tokens": 0, "lag_p99_ms": 0.5 + i}
-                         for i in range(runs)])
+def provenance(runs: int, **differing) -> SimpleNamespace:
+    rows = pd.DataFrame([{"run": f"r{i}", "requests": 100, "failed": 1, "gap_tokens": 0, "lag_p99_ms": 0.5 + i,
+                          "machine": "c, 2 cores", "started": "2026-11-22T10:00:00.000+00:00"}
+                         for i in range(runs)]).assign(**differing)
     return SimpleNamespace(provenance=lambda: rows)
 
 
@@ -98,6 +99,13 @@ def test_a_long_provenance_table_is_folded_under_its_sum():
     assert "<details" not in short and short.count("<tr>") == report.UNFOLDED_RUNS + 1
     assert long.startswith('<details class="folded"><summary>') and long.count("<tr>") == 14
     assert "13 runs, 1,300 requests, 13 failed, 0 tokens unaccounted for, client lag p99 at most 12.5 ms" in long
+
+
+def test_runs_of_several_machines_or_days_are_told():
+    assert "several machines" not in report.provenance(provenance(2)).data
+    days = report.provenance(provenance(2, started=["2026-11-22T10:00:00.000+00:00", "2026-11-24T10:00:00.000+00:00"]))
+    assert "from 22 November to 24 November 2026 on c, 2 cores" in days.data
+    assert "c, 2 cores and on d, 4 cores" in report.provenance(provenance(2, machine=["c, 2 cores", "d, 4 cores"])).data
 
 
 def test_words_of_ours_get_minus_signs_and_code_and_a_models_answer_stays():

@@ -263,33 +263,60 @@ def test_drafts_kept_by_lot_carry_the_mean_in_their_label():
     assert list(found.method) == ["draft", "ngram", "none"] and list(found.tokens) == [4, 8, 0]
 
 
+UNVARIED = pd.DataFrame({"speculation": ["ngram4"], "tokens_per_step": [2.0], "speed_up": [Estimate(1.2)]})
+
+
 def test_guidance_follows_the_numbers():
-    sizes = pd.DataFrame({"load": ["closed1", "closed64"] * 2, "speculation": ["ngram4"] * 2 + ["draft4"] * 2})
+    sizes = pd.DataFrame({"load": ["closed1", "closed64"] * 2, "speculation": ["ngram4"] * 2 + ["draft4"] * 2,
+                          "task": "mini-medium"})
     numbers = {"09.time_ratio_ngram": Estimate(0.5, 0.4, 0.6), "09.crossing_ngram": Estimate(20.0, 10, 30),
                "09.speedup_ngram_smallest": Estimate(2.0, 1.9, 2.1, "×"),
                "09.speedup_ngram_largest": Estimate(0.8, 0.7, 0.9, "×"),
                "09.time_ratio_draft": Estimate(1.5, 1.4, 1.6), "09.crossing_draft": Estimate(np.nan)}
-    text = speculation.guidance(numbers, sizes)
-    assert "saves 50%" in text and "about 20 [10, 30] in flight" in text and "costs 50% more" in text
-    assert "is faster with 1 in flight (2.00 [1.90, 2.10] × as fast)" in text and "is slower with 64 in flight" in text
+    text = speculation.guidance(numbers, sizes, UNVARIED, 32)
+    assert "saves 50%" in text and "between 1 and 64 in flight" in text and "costs 50% more" in text
+    assert "on mini-medium is faster with 1 in flight (2.00 [1.90, 2.10] × as fast)" in text
+    assert "32 in flight, runs" in text
+    assert "is slower with 64 in flight" in text
     assert text.endswith("switch it off beyond the crossing.")
-    assert "nothing is advised" in speculation.guidance({}, sizes)
+    assert "nothing is advised" in speculation.guidance({}, sizes, UNVARIED, 32)
 
 
 def test_guidance_names_no_crossing_that_was_not_found():
-    sizes = pd.DataFrame({"load": ["closed1", "closed64"] * 2, "speculation": ["ngram4"] * 2 + ["draft4"] * 2})
+    sizes = pd.DataFrame({"load": ["closed1", "closed64"] * 2, "speculation": ["ngram4"] * 2 + ["draft4"] * 2,
+                          "task": "mini-medium"})
     numbers = {"09.time_ratio_ngram": Estimate(0.9, 0.8, 1.02, "×"), "09.crossing_ngram": Estimate(np.nan),
                "09.speedup_ngram_smallest": Estimate(1.9, 1.7, 2.1, "×"),
                "09.speedup_ngram_largest": Estimate(1.3, 1.2, 1.4, "×")}
-    text = speculation.guidance(numbers, sizes)
+    text = speculation.guidance(numbers, sizes, UNVARIED, 32)
     assert "is faster with 1 in flight" in text and "and with 64 in flight (1.30" in text
     assert "crossing" not in text and "no effect on time per request that is certain" in text
 
 
 def test_guidance_says_where_drafting_never_pays():
-    sizes = pd.DataFrame({"load": ["closed1", "closed64"] * 2, "speculation": ["ngram4"] * 2 + ["draft4"] * 2})
-    text = speculation.guidance({"09.crossing_draft": Estimate(1.0, 1.0, 1.0)}, sizes)
+    sizes = pd.DataFrame({"load": ["closed1", "closed64"] * 2, "speculation": ["ngram4"] * 2 + ["draft4"] * 2,
+                          "task": "mini-medium"})
+    text = speculation.guidance({"09.crossing_draft": Estimate(1.0, 1.0, 1.0)}, sizes, UNVARIED, 32)
     assert "a small draft model pays with no number in flight that was measured" in text and "crossing" not in text
+
+
+def test_what_a_step_must_yield_is_read_between_yields_where_they_were_varied():
+    rates = pd.DataFrame({"speculation": ["draft4@4", "draft4@2", "draft4@3", "draft2@2"],
+                          "tokens_per_step": [4.0, 2.0, 3.0, 2.0],
+                          "speed_up": [Estimate(2.0), Estimate(0.5), Estimate(1.0), Estimate(5.0)]})
+    assert speculation.break_even(rates, "draft") == pytest.approx(3.0), "of the first length alone"
+    assert np.isnan(speculation.break_even(rates[:1], "draft")) and np.isnan(speculation.break_even(rates, "ngram"))
+    assert np.isnan(speculation.break_even(rates[:1].assign(tokens_per_step=1.0), "draft"))
+    sizes = pd.DataFrame({"load": ["closed32"], "speculation": ["draft4"], "task": "mini-medium"})
+    cost = {"09.step_cost_draft": Estimate(10.0, 7.4, 13.4, "×")}
+    assert "more than about 3.0 tokens a step" in speculation.guidance(cost, sizes, rates, 32)
+    assert "cannot pay with drafts this short" in speculation.guidance(cost, sizes, UNVARIED, 32)
+
+
+def test_a_speed_up_over_too_few_problems_has_no_interval():
+    requests, _ = frames()
+    few = requests[requests.problem_id.isin(requests.problem_id.unique()[:3])]
+    assert not speculation.speedups(few, few, n_boot=50).lo.notna().any()
 
 
 @pytest.mark.engine

@@ -301,8 +301,9 @@ def measured():
 
 def test_the_claims_are_decided_from_the_frames(measured):
     decided = claims.decide(measured).query("notebook == '10_real_world_workload'").set_index("claim")
-    assert set(decided.verdict) == {"supported", "not supported"}  # the pool is 90 % in use, never full
-    assert decided.verdict["load.full"] == "not supported"
+    # The pool is 90 % in use and never full: that does not show that it never would be.
+    assert list(decided.index[decided.verdict != "supported"]) == ["load.full"]
+    assert decided.verdict["load.full"] == "undecided"
     assert decided.ratio_to_paper["load.kv"] == pytest.approx(9 / (0.566 / 0.132), rel=0.05)
 
 

@@ -51,8 +51,8 @@ def measured() -> tuple[Rate, ...]:
 def weight_gib(model: Model, weights: str = "bf16") -> float:
     """Memory of a model's weights from its shape [GiB]: what a step reads, and the embeddings it looks up."""
     shape = capacity.shape(model)
-    looked_up = 0 if shape.get("tie_word_embeddings") else 2 * shape["hidden_size"] * shape["vocab_size"]
-    return (roofline.step(shape, batch=1, context=0, weights=weights).weight_bytes + looked_up) / capacity.GIB
+    read = roofline.step(shape, batch=1, context=0, weights=weights).weight_bytes
+    return (read + roofline.embedding_bytes(shape)) / capacity.GIB
 
 
 def served(spec: RunSpec) -> list[Model]:

@@ -6,8 +6,9 @@ what no difference looks like on this machine.
 
 Intervals come from resampling the problems (for KV use: twentieths of both runs), the same on both sides. That holds
 what hangs on the problems, but not that the machine is faster in one minute than in the next, which moves all requests
-of a run together, and of all runs of a server more or less. Where the frame has the off runs made again, on servers of
-their own, effects on time are widened by how far those are apart.
+of a run together, and of all runs of a server more or less. Where the frame has the off runs made again, effects on
+time are widened by how far those are apart. A study makes them last, on servers of their own; published ones that
+followed at once on the same server (data/runs says which) hold less of the machine's changes than that.
 """
 
 import weakref
@@ -30,6 +31,7 @@ SERVER = ["engine", "pair", "size", "role", "max_requests", "kv_pool_tokens"]  #
 RUN = [*SERVER, "task", "load", "prefix"]  # one of the off runs; each gives one distance
 
 POOLED = 0.25  # level of the test by which servers differ
+ANSWERED = 0.5  # share of right answers from which on a model has something to lose
 
 COLUMNS = ["arm", "metric", "how", "off", "on", "value", "lo", "hi", "unit", "n", "note"]
 
@@ -172,6 +174,17 @@ def special(requests: pd.DataFrame, name: str, *, arm: str, on, off, engine: pd.
     runs = [part for _, part in pairs.sent[pairs.sent[arm] == on].groupby("role")]
     control = requests if control is None else control
     return paced(found, name, on=runs, arm=arm, off=off, control=control, engine=engine, events=events)
+
+
+def answered(requests: pd.DataFrame, *, arm: str, off) -> pd.DataFrame:
+    """The rows of sets and sizes that both twins, with the option off, answer right at least ANSWERED of the time.
+
+    On a set that one of them fails anyway only the other can lose, and any loss would pass for one on its role.
+    """
+    plain = metrics.derive(requests[requests[arm] == off])
+    right = plain.groupby(["size", "task", "role"]).hit.mean().unstack().reindex(columns=["RLLM", "LLM"])
+    both = right.index[(right >= ANSWERED).all(axis=1)]
+    return requests[pd.MultiIndex.from_frame(requests[["size", "task"]]).isin(both)].reset_index(drop=True)
 
 
 def paced(found: Estimate, name: str, *, on: Sequence[pd.DataFrame], arm: str, off, control: pd.DataFrame,

@@ -37,6 +37,7 @@ TITLE = "How do reasoning models behave in a serving engine?"
 HEADLINE = "claims"  # name of the figure that opens the index and the README
 HEADLINE_CAPTION = "The paper's claims: what was measured here, with its 95 % interval, against the range that decides."
 UNFOLDED_RUNS = 4  # a provenance table of more rows is folded
+ONE_SITTING = pd.Timedelta(hours=12)  # runs further apart than this may be of other hours, or of another machine
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 # Published profiles shown beside the embedded one, and what ran in their notebooks.
 BESIDE = {"h200-saturated": {"others": "14B shapes, saturated"},
@@ -58,12 +59,15 @@ def folder(name: str | None = None) -> Path:
 
 
 def show(fig: Figure, name: str, caption: str, alt: str) -> HTML:
-    """The figure with caption and alternative text, as SVG; also saved as figures/<name>.svg of the report."""
+    """The figure with caption and alternative text, as SVG; also saved as figures/<name>.svg of the report.
+
+    A figure that shows nothing (`plots.nothing`) says why in place of `alt`.
+    """
     _check_name(name, "figure")
     for what, words in (("caption", caption), ("alt", alt)):
         if not words.strip():
             raise AsuError(f"figure {name} has no {what}", f"say in {what}= what the figure shows")
-    drawing = pages.svg(fig, name, alt)
+    drawing = pages.svg(fig, name, fig.get_label() or alt)
     _write(folder() / "figures" / f"{name}.svg", drawing)
     return HTML(pages.figure(drawing, name, caption))
 
@@ -74,15 +78,29 @@ def table(frame: pd.DataFrame, caption: str) -> HTML:
 
 
 def provenance(study: Study) -> HTML:
-    """Where a notebook's numbers come from, one row per run; folded under its sum where it would fill the page."""
+    """Where a notebook's numbers come from, one row per run; folded under its sum where it would fill the page.
+
+    A note says so where the runs come from several machines, or were made far apart.
+    """
     rows = study.provenance()
     listed = pages.table(rows, "Where the numbers come from: one row per run.", fold=False)
-    if len(rows) <= UNFOLDED_RUNS:
-        return HTML(listed)
-    lag = pages.number(float(rows.lag_p99_ms.max()))
-    return HTML(pages.folded(
-        f"Where the numbers come from: {len(rows)} runs, {rows.requests.sum():,} requests, {rows.failed.sum():,} "
-        f"failed, {rows.gap_tokens.sum():,} tokens unaccounted for, client lag p99 at most {lag} ms", listed))
+    if len(rows) > UNFOLDED_RUNS:
+        lag = pages.number(float(rows.lag_p99_ms.max()))
+        listed = pages.folded(
+            f"Where the numbers come from: {len(rows)} runs, {rows.requests.sum():,} requests, {rows.failed.sum():,} "
+            f"failed, {rows.gap_tokens.sum():,} tokens unaccounted for, client lag p99 at most {lag} ms", listed)
+    return HTML(listed + _apart(rows))
+
+
+def _apart(rows: pd.DataFrame) -> str:
+    """A note that runs were not made on one machine in one sitting; "" where they were."""
+    machines, started = rows.machine.unique(), pd.to_datetime(rows.started)
+    first, last = started.min(), started.max()
+    if len(machines) == 1 and last - first <= ONE_SITTING:
+        return ""
+    return pages.note(f"These runs were made from {first:%-d %B} to {last:%-d %B %Y} on {' and on '.join(machines)}, "
+                      "perhaps on several machines of a kind. What changes between machines and days is in no interval "
+                      "here, but as far as runs made again hold it.")
 
 
 def text(words: str) -> HTML:

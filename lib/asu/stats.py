@@ -16,6 +16,7 @@ from scipy import stats as scipy_stats
 Statistic = Callable[[np.ndarray], np.ndarray]
 
 DRAWS = 1000
+FEWEST_CLUSTERS = 5  # from which on a bootstrapped interval covers as promised
 LEVEL = 0.95
 _CELLS_AT_ONCE = 4_000_000  # draws x rows held in memory at a time
 _UNDEFINED_SHARE = 0.1  # more draws without a value than this: no interval
@@ -282,11 +283,12 @@ def bootstrap(statistic: Statistic, clusters, *, strata=None, unit: str = "", n_
 
     clusters, strata: one label per row (a Series, or a frame whose columns together are the label).
     The percentiles are widened for few clusters (Hesterberg 2015, sec. 5.3): by t instead of z and by
-    √(clusters/(clusters − strata)). In simulation it covers as promised from five clusters on, too seldom below.
+    √(clusters/(clusters − strata)). In simulation it covers as promised from FEWEST_CLUSTERS on, too seldom below.
     No interval (NaN) where a stratum leaves nothing to resample or over a tenth of the draws have no value.
     bounds: least and greatest value of a share, or of a difference of shares. That no cluster differs to one side does
     not show that none ever would: an end that no draw passes lies as much farther out, within the bounds, as Wilson's
     for n equal outcomes. In simulation, 2 in 100 problems better and 6 worse: covers 97 % at n = 20, without it 87 %.
+    Of strata that count alike n is what their mean is worth, strata²/Σ(1/clusters): a small one hides most.
     """
     rows = len(clusters)
     if rows == 0:
@@ -317,7 +319,8 @@ def bootstrap(statistic: Statistic, clusters, *, strata=None, unit: str = "", n_
     lo, hi = np.quantile(draws, [tail, 1 - tail], method="inverted_cdf")
     if bounds:
         z2 = scipy_stats.norm.ppf((1 + level) / 2) ** 2
-        unseen = z2 / (k + z2)
+        worth = len(members) ** 2 / sum(1 / len(part) for part in members)
+        unseen = z2 / (worth + z2)
         lo, hi = np.clip([lo - unseen * (lo == draws.min()), hi + unseen * (hi == draws.max())], *bounds)
     return Estimate(value, float(lo), float(hi), unit, int(k))
 

@@ -353,7 +353,7 @@ def env_inputs(env: dict) -> dict:
     git = env["sessions"][-1]["git"]
     revision = (git["revision"] or "unknown")[:8] + ("+" if git["dirty"] else "")
     gpus = [name if count == 1 else f"{count} × {name}" for name, count in Counter(machine["gpus"]).items()]
-    where = ", ".join(gpus) or f"{machine['cpu']}, {machine['cores']} cores"
+    where = f"{', '.join(gpus) or machine['cpu']}, {machine['cores']} cores"
     return {"engine": f"{found['engine']} {found['engine_version']}", "machine": where,
             "weights_digest": found["weights"][:12], "revision": revision}
 

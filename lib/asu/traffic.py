@@ -81,10 +81,11 @@ def growth(requests: pd.DataFrame, engine: pd.DataFrame, level: float = stats.LE
     """Share of the second half of the arrivals by which the queue grew while they came; one run's requests and gauges.
 
     (waiting at the last arrival − waiting at the middle one) / arrived between them: 0 for an engine that keeps up, 1
-    for one that takes up nothing. Requests that were preempted wait again. Those being served do not count: an engine
-    with room fills for as long as its requests last, and a run may be over before that. The interval takes the number
-    taken up as a count whose variance is its mean times the arrivals' own dispersion (CV² of the gaps, at least 1), so
-    that one burst at the end does not pass for saturation. Not known without two readings of the gauge.
+    for one that takes up nothing, more where requests that were preempted wait again. Those being served do not count:
+    an engine with room fills for as long as its requests last, and a run may be over before that. The interval takes
+    the number taken up, or pushed out, as a count whose variance is its mean times the arrivals' own dispersion (CV² of
+    the gaps, at least 1), so that one burst at the end does not pass for saturation. Not known without two readings of
+    the gauge.
     """
     since, until = _second_half(requests)
     gauge = engine.dropna(subset=["waiting"]).sort_values("t_s")
@@ -93,7 +94,7 @@ def growth(requests: pd.DataFrame, engine: pd.DataFrame, level: float = stats.LE
     if not arrived or len(gauge) < 2:
         return Estimate(np.nan, unit="share", n=len(requests))
     value = (waiting[1] - waiting[0]) / arrived
-    taken_up = max(arrived * (1 - value), 1)
+    taken_up = max(abs(arrived * (1 - value)), 1)
     spread = np.sqrt(max(1.0, arrivals(requests.due_s)[1] ** 2) * taken_up) * scipy_stats.norm.ppf((1 + level) / 2)
     return Estimate(value, value - spread / arrived, value + spread / arrived, "share", arrived)
 

@@ -195,7 +195,8 @@ _ADVICE = [
                                 "what it is"),
     ("14.barrier_time_rllm", "send the next request when one leaves, for waiting for whole batches took {times} as "
                              "long"),
-    ("14.graders_accuracy_rllm", "read the answers that a grader rejects: strict rules moved accuracy by {times}"),
+    ("14.graders_accuracy_rllm", "read the answers that a grader rejects: strict rules moved accuracy by {times}, all "
+                                  "by forms of answers that they do not know"),
 ]
 
 

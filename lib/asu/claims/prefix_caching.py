@@ -407,7 +407,7 @@ def guidance(numbers: Mapping[str, Estimate | Mapping | float]) -> str:
     if slowed:
         price += f", but single questions took {' and '.join(slowed)} as long, so leave it off for those"
     when = (f"as soon as requests share more than about {at['break_even_share'].upper:.0%} of their prompts"
-            if 0 < at["break_even_share"].upper < 1 else "where requests share a beginning")
+            if dearer == "supported" and 0 < at["break_even_share"].upper < 1 else "where requests share a beginning")
     less = at["shared_e2e_ratio_rllm"]
     long = f", but only to {less} for long ones, because it saves prefill alone" if less.known else \
         ", and less the longer the output, because it saves prefill alone"

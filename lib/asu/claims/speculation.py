@@ -168,9 +168,10 @@ def speedups(requests: pd.DataFrame, control: pd.DataFrame, **options) -> pd.Dat
 
 
 def _faster(requests: pd.DataFrame, on: str, control: pd.DataFrame, **options) -> Estimate:
-    """Time per request off over on, over all settings."""
+    """Time per request off over on, over all settings; no interval from fewer problems than one can be told by."""
     took = effects.estimate(requests, "time_per_request", arm="speculation", on=on, off=OFF, control=control, **options)
-    return replace(took, value=1 / took.value, lo=1 / took.hi, hi=1 / took.lo)
+    told = took.n >= stats.FEWEST_CLUSTERS
+    return replace(took, value=1 / took.value, lo=1 / took.hi if told else np.nan, hi=1 / took.lo if told else np.nan)
 
 
 def two_ways(requests: pd.DataFrame, events: pd.DataFrame, control: pd.DataFrame | None = None, **options
@@ -362,30 +363,48 @@ _enter_effects()
 # --- what follows ---------------------------------------------------------------------------------------------------
 
 
-def guidance(numbers: Mapping[str, Estimate], sizes: pd.DataFrame) -> str:
-    """One sentence for a serving engineer from the recorded numbers."""
+def break_even(rates: pd.DataFrame, wanted: str) -> float:
+    """Tokens a step must yield for a method's drafts to pay, between the assumed yields of `rates` around it.
+
+    Along the logarithm of the speed-up. NaN where yields were not varied or none is on each side: what a step costs may
+    depend on how many drafts are kept, so that one yield does not tell of another.
+    """
+    mine = rates[rates.speculation.str.startswith(wanted)]
+    mine = mine[mine.speculation.str.split("@").str[0].duplicated(keep=False)].sort_values("tokens_per_step")
+    yields, gains = mine.tokens_per_step.to_numpy(float), np.log([faster.value for faster in mine.speed_up])
+    if len(mine) < 2 or not gains[0] <= 0 <= gains[-1] or (np.diff(gains) <= 0).any():
+        return np.nan
+    return float(np.interp(0, gains, yields))
+
+
+def guidance(numbers: Mapping[str, Estimate], sizes: pd.DataFrame, rates: pd.DataFrame, at_once: int) -> str:
+    """One sentence for a serving engineer from the recorded numbers.
+
+    sizes: requests by batch size; rates: of `rates`; at_once: requests in flight of all other numbers.
+    """
     told, crossings = [], False
     for wanted, title in (("ngram", "prompt look-up"), ("draft", "a small draft model")):
         time, cost, crossed, *ends = (Estimate.of(numbers.get(f"09.{name}_{wanted}{end}")) for name, end in (
             ("time_ratio", ""), ("step_cost", ""), ("crossing", ""), ("speedup", "_smallest"), ("speedup", "_largest")))
         mine = sizes[sizes.speculation.str.startswith(wanted)]
-        at_once = load_size(mine.load)
-        parts = [] if at_once.empty else _at_ends(ends, [int(at_once.min()), int(at_once.max())])
+        sent = load_size(mine.load)
+        parts = [] if sent.empty else _at_ends(ends, [int(sent.min()), int(sent.max())])
+        parts = [f"on {' and '.join(mine.task.unique())} {part}" for part in parts[:1]] + parts[1:]
         assumed = mine.speculation.str.extract(r"@(.*)")[0].dropna()
         if parts and len(assumed):
             parts[0] = f"whose drafts yield {assumed.iloc[0]} tokens a step (set, not measured) {parts[0]}"
-        if crossed.known and crossed.value <= at_once.min():
+        if crossed.known and crossed.value <= sent.min():
             parts.append("pays with no number in flight that was measured")
         elif crossed.known and Range(lo=1).verdict(ends[1])[0] == "not supported":
             crossings = True
-            parts.append(f"stops paying at about {crossed.value:.0f} [{crossed.lo:.0f}, {crossed.hi:.0f}] in flight")
+            parts.append(f"stops paying between {sent[sent <= crossed.value].max():.0f} and "
+                         f"{sent[sent >= crossed.value].min():.0f} in flight")
         if time.known:
             does = {"supported": f"saves {1 - time.value:.0%} of the time per request",
                     "not supported": f"costs {time.value - 1:.0%} more time per request",
                     "undecided": "has no effect on time per request that is certain"}[Range(hi=1).verdict(time)[0]]
-            parts.append(f"over all sets together {does} ({time}, the machine's own changes of pace counted)")
-        if cost.known:
-            parts.append(f"must yield more than {cost.value:.1f} [{cost.lo:.1f}, {cost.hi:.1f}] tokens a step to pay")
+            parts.append(f"over all sets together {does} ({time}, {at_once} in flight, runs made again counted)")
+        parts += _worth(cost, break_even(rates, wanted), mine.speculation)
         if parts:
             told.append(f"{title} {', '.join(parts[:-1])}{', and ' * (len(parts) > 1)}{parts[-1]}")
     if not told:
@@ -393,6 +412,18 @@ def guidance(numbers: Mapping[str, Estimate], sizes: pd.DataFrame) -> str:
     off = ", and switch it off beyond the crossing" if crossings else ""
     return (f"For a reasoning model: {'; '.join(told)} (these models, this machine); count tokens, not stream events, "
             f"when you judge it{off}.")
+
+
+def _worth(cost: Estimate, even: float, labels: pd.Series) -> list[str]:
+    """What a step must yield to pay, or that no draft of so many tokens can: it costs more than it could yield."""
+    if not cost.known:
+        return []
+    if np.isfinite(even):
+        return [f"must yield more than about {even:.1f} tokens a step to pay"]
+    most = method(labels).tokens.max() + 1
+    if cost.lo > most:
+        return [f"cannot pay with drafts this short: a step takes {cost} as long, and yields {most} tokens at most"]
+    return [f"must yield more than {cost.value:.1f} [{cost.lo:.1f}, {cost.hi:.1f}] tokens a step to pay"]
 
 
 def _at_ends(ends: list[Estimate], at_once: list[int]) -> list[str]:

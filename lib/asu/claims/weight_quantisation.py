@@ -12,7 +12,7 @@ from asu.contrast import of_role
 from asu.stats import Estimate
 
 SCHEMES = {"w4a16": "GPTQ-Int4 (w4a16)", "w8a8": "INT8 (w8a8)", "fp8": "FP8", "awq": "AWQ",
-           "bnb4": "bitsandbytes 4-bit"}
+           "bnb4": "bitsandbytes 4-bit", "modelopt_fp8": "Model Optimizer's FP8"}
 SHIPPED = ("w4a16", "w8a8", "fp8")  # what runs on every machine; the rest needs a GPU
 ARM = {"arm": "weights", "off": "bf16"}
 HARD = "AIME-2024"
@@ -37,9 +37,10 @@ def _enter(scheme: str, title: str) -> None:
         return _effect(requests[requests.task.map(SETS) == HARD], "accuracy", scheme, **options)
 
     def special(requests: pd.DataFrame, **options) -> Estimate:
-        if set(requests.role[requests.weights == scheme]) != {"RLLM", "LLM"}:
+        both = effects.answered(requests, **ARM)
+        if set(both.role[both.weights == scheme]) != {"RLLM", "LLM"}:
             return Estimate(np.nan)
-        return effects.special(requests, "accuracy", on=scheme, **ARM, **options)
+        return effects.special(both, "accuracy", on=scheme, **ARM, **options)
 
     for name, unit, what in (("accuracy", "share", "Change of accuracy"), ("tokens", "×", "Ratio of output tokens"),
                              ("tps", "×", "Ratio of throughput"), ("e2e", "×", "Ratio of mean E2E")):
@@ -47,7 +48,8 @@ def _enter(scheme: str, title: str) -> None:
         enter(name, unit, f"{what} by {title} weights against bf16, RLLM, mean over sets and sizes.",
               lambda requests, effect=effect, **options: _effect(requests, effect, scheme, **options))
     enter("accuracy_hard", "share", f"Change of accuracy by {title} weights on the hard set, RLLM.", hard)
-    enter("special", "share", f"Change of accuracy by {title} weights of the RLLM minus that of the LLM.", special)
+    enter("special", "share", f"Change of accuracy by {title} weights, RLLM − LLM, on sets that both can answer.",
+          special)
     enter("loss_slope", "share/1,000 tok",
           f"Right answers lost by {title} weights per 1,000 more thinking tokens, RLLM.",
           lambda requests, **options: loss_slope(requests, scheme, **options))
@@ -103,7 +105,8 @@ def _claims() -> list[Claim]:
     for scheme in ("awq", "bnb4"):
         made.append(Claim(f"weights.{scheme}", f"{SCHEMES[scheme]} weights make requests longer.", f"06.e2e_{scheme}",
                           Range(lo=1.0), "up to 2 × E2E [text]", 2.0))
-    made.append(Claim("weights.reasoning", "GPTQ-Int4 weights cost a reasoning model more accuracy than a plain one.",
+    made.append(Claim("weights.reasoning", "GPTQ-Int4 weights cost a reasoning model more accuracy than a plain one, "
+                      "on sets that both can answer.",
                       "06.special_w4a16", Range(hi=0.0), "no plain baseline published"))
     return made
 
@@ -133,6 +136,8 @@ def guidance(numbers: Mapping[str, Estimate | Mapping | float]) -> str:
     memory = f" and {size.value:.2f} × the bytes of weights" if size.known else ""
     if faster:
         text = f"Serve {SCHEMES[best]} weights: E2E {e2e} of bf16's{memory}, {cost}"
+        if others := [f"{SCHEMES[scheme]} ({known[f'06.e2e_{scheme}']})" for scheme in faster if scheme != best]:
+            text += f"; certainly faster than bf16, too: {', '.join(others)}"
     else:
         text = (f"Quantise for memory, not for speed: no scheme shortened requests here; the nearest, {SCHEMES[best]}, "
                 f"has E2E {e2e} of bf16's{memory}, {cost}")

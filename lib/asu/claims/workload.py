@@ -72,19 +72,19 @@ def kv_mean_rllm(engine: pd.DataFrame, **options) -> Estimate:
 @number("10.full_difference", "share", "engine")
 def full_difference(engine: pd.DataFrame, **options) -> Estimate:
     """Share of time with a full KV pool at an equal rate, RLLM − LLM."""
-    return _twins(engine, _share("kv_full_share"), stats.difference, **options)
+    return _twins(engine, _share("kv_full_share"), stats.difference, bounds=(-1, 1), **options)
 
 
 @number("10.waiting_difference", "share", "engine")
 def waiting_difference(engine: pd.DataFrame, **options) -> Estimate:
     """Share of time with requests waiting at an equal rate, RLLM − LLM."""
-    return _twins(engine, _share("waiting_share"), stats.difference, **options)
+    return _twins(engine, _share("waiting_share"), stats.difference, bounds=(-1, 1), **options)
 
 
 @number("10.waiting_difference_equal_work", "share", "equal_work")
 def waiting_difference_equal_work(engine: pd.DataFrame, **options) -> Estimate:
     """Share of time with requests waiting at equal tokens offered per second, RLLM − LLM."""
-    return _twins(engine, _share("waiting_share"), stats.difference, **options)
+    return _twins(engine, _share("waiting_share"), stats.difference, bounds=(-1, 1), **options)
 
 
 def _wait_ratio(calm: pd.DataFrame, bursts: pd.DataFrame, of, **options) -> Estimate:
@@ -136,9 +136,10 @@ def verdicts_kept(verdicts: pd.DataFrame, **options) -> Estimate:
     return stats.bootstrap(stats.mean(decided.kept.astype(float)), decided.option, bounds=(0, 1), **options)
 
 
-def guidance(numbers: Mapping[str, Estimate | Mapping | float], slo: SLO) -> str:
+def guidance(numbers: Mapping[str, Estimate | Mapping | float], slo: SLO, bursts_at: str = "") -> str:
     """One sentence for who sizes a service; needs 10.knee, for this SLO, beside the measured numbers.
 
+    bursts_at: at which rate bursts were compared with what, as in "at 2 a second, a CV of 4 against 0.5".
     10.knee_bursts is that of the burstiest arrivals. Where the knee lies below the fewest requests offered it needs
     10.least_rate [1/s] and 10.least_rate_limit, of `traffic.kept_limit`.
     """
@@ -157,7 +158,8 @@ def guidance(numbers: Mapping[str, Estimate | Mapping | float], slo: SLO) -> str
     else:
         plan = "Measure goodput at more rates before admitting traffic: the knee lies outside those measured here"
     if tail.has_interval and tail.lo > 1:
-        bursts = f"leave room for bursts: the slowest tenth then waits {tail} as long for a visible token"
+        where = f" ({bursts_at})" if bursts_at else ""
+        bursts = f"leave room for bursts: the slowest tenth then waits {tail} as long for a visible token{where}"
     elif tail.has_interval and tail.hi <= 1:
         bursts = "bursts as strong as these did not lengthen the slowest tenth's wait for a visible token"
     else:

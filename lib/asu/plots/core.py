@@ -29,6 +29,14 @@ def need(frame: pd.DataFrame, columns: Iterable[str], what: str) -> pd.DataFrame
     return frame
 
 
+def nothing(why: str) -> Figure:
+    """A figure that says why it shows nothing, where that is no mistake of the caller's; its label is its only text."""
+    figure = Figure(figsize=(style.WIDTH, 1.2), layout="constrained")
+    figure.text(0.5, 0.5, why, ha="center", va="center", color=style.FAINT)
+    figure.set_label(why)
+    return figure
+
+
 def metric_label(name: str, width: int = 24) -> tuple[str, bool]:
     """(axis label, whether it is a share, drawn in percent) of a metric or of a per-request column such as e2e_s."""
     if name not in METRICS:

@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 
 from asu import style
 from asu.audit import HEADLINES
-from asu.plots.core import legend, need
+from asu.plots.core import legend, need, nothing
 
 _FULL_RATIO, _FULL_DIFFERENCE = 4.0, 0.3  # changes from which on a cell has the full colour
 _COLOURS = matplotlib.colormaps["PuOr_r"]  # told apart under every common colour-vision deficiency
@@ -84,9 +84,7 @@ def flawed_claims(table: pd.DataFrame) -> Figure:
     own; where the claim would hold is shaded. A table without rows is an outcome too, and said in words.
     """
     if table.empty:
-        figure = Figure(figsize=(style.WIDTH, 0.6))
-        figure.text(0.5, 0.5, "no claim can be decided again from these runs", ha="center", va="center")
-        return figure
+        return nothing("no claim can be decided again from these runs")
     need(table, ["claim", "title", "lo_holds", "hi_holds", "honest", "flawed", "verdict_honest", "verdict_flawed"],
          "flawed_claims")
     table = table.sort_values("flips", ascending=False, kind="stable")

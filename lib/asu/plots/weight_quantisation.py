@@ -9,7 +9,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullFormatter, StrMethodFormatter
 
 from asu import style
-from asu.plots.core import accuracy_axes, grid, legend, need, share_axis, whisker
+from asu.plots.core import accuracy_axes, grid, legend, need, nothing, share_axis, whisker
 from asu.style import Look
 
 FORMATS = {
@@ -31,13 +31,6 @@ def _handles(names) -> list[Line2D]:
             for look in map(_look, style.ordered(names, FORMATS))]
 
 
-def _nothing(why: str) -> Figure:
-    """A figure that says why it shows nothing: ungraded runs are no mistake of the caller's."""
-    figure = Figure(figsize=(style.WIDTH, 1.2), layout="constrained")
-    figure.text(0.5, 0.5, why, ha="center", va="center", color=style.FAINT)
-    return figure
-
-
 @style.styled
 def accuracy_by_format(levels: pd.DataFrame, *, arm: str = "weights") -> Figure:
     """Accuracy against the set's level, a line per number format: a row per pair, a column per task; one role.
@@ -45,7 +38,7 @@ def accuracy_by_format(levels: pd.DataFrame, *, arm: str = "weights") -> Figure:
     levels: task, pair, level, `arm`, value, lo, hi (shares of one).
     """
     if levels.empty:
-        return _nothing("nothing was graded in these runs: there is no accuracy to show")
+        return nothing("nothing was graded in these runs: there is no accuracy to show")
     need(levels, ["task", "pair", "level", arm, "value", "lo", "hi"], "accuracy_by_format")
     figure, panels = grid(levels, "pair", "task", height=1.9, sharey=True)
     names = style.ordered(levels[arm], FORMATS)
@@ -120,7 +113,7 @@ def damage_by_length(loss: pd.DataFrame, curves: pd.DataFrame, *, arm: str = "we
     loss: of `drift.loss_by_length`; curves: of `drift.still_right` by task and `arm`.
     """
     if loss.empty or curves.empty:
-        return _nothing("no graded solutions with steps to check in these runs: damage cannot be seen")
+        return nothing("no graded solutions with steps to check in these runs: damage cannot be seen")
     need(loss, [arm, "length", "value", "lo", "hi"], "damage_by_length")
     need(curves, ["task", arm, "time", "survival"], "damage_by_length")
     tasks = style.ordered(curves["task"], style.TASKS)
