@@ -1,6 +1,6 @@
 # Reasoning-model serving, measured. `make` alone prints this help.
 PROFILE ?= embedded
-PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3))
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(shell command -v $(p))))
 PY := .venv/bin/python
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce plan report figures lab test bench doctor miniature lmdeploy quantize clean
@@ -9,10 +9,10 @@ help:  ## this help
 	@echo "usage: make TARGET [PROFILE=embedded]      measured on 2 cores without a GPU"
 	@sed -n 's/^\([a-z]*\):.*##[ ]*/  \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
-reproduce: setup  ## run all that is missing, render every notebook, write reports/PROFILE/index.html  (20 to 40 min the first time)
+reproduce: setup  ## run and render every notebook but 11, which needs a GPU, into reports/  (30 min; if busy up to 5 ×)
 	$(PY) -m asu reproduce --profile $(PROFILE)
 
-test: setup  ## static rules, unit, property, fault and browser tests, every notebook on the real engine  (8 to 15 min)
+test: setup  ## static, unit, fault and browser tests, the same notebooks on real vLLM  (8 min; if busy up to 6 ×)
 	@$(PYTHON) lib/install.py chromium
 	$(PY) -m ruff check lib tests
 	$(PY) -m pytest -n 2 --dist loadfile
@@ -27,7 +27,7 @@ figures: report  ## publish the figures of PROFILE to figures/ and the claims ta
 	$(PY) -c "from asu import report; report.publish('$(PROFILE)')"
 	$(PY) -m asu.report
 
-lab: setup  ## JupyterLab on notebooks/, with a kernel in which every notebook runs
+lab: setup  ## JupyterLab on notebooks/, with the kernel they run in
 	$(PY) -m jupyterlab --notebook-dir=notebooks
 
 bench: setup  ## the client's own error against a mock with known times  (about 1 min)
@@ -50,5 +50,5 @@ quantize: setup  ## a quantised checkpoint: MODEL=mini-4m-think SCHEME=w4a16|w8a
 setup:  ## the environment in .venv, from the lock for this machine  (about 1 min, 3.2 GB; nothing when up to date)
 	@$(PYTHON) lib/install.py
 
-clean:  ## remove runs/ and reports/ (published records and .venv stay)
+clean:  ## remove runs/ and reports/; stay: .venv*, published records, models/ (quantize), engines/ (TensorRT-LLM)
 	rm -rf runs reports

@@ -98,8 +98,10 @@ def test_the_card_tells_what_the_runs_and_the_training_say():
         assert f"| {name} | {record['parameters']:,} |" in text
         assert f"| {record['seconds']} | {record['machine']} |" in text
     tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
-    assert len(tables) == 6 and all(len({line.count("|") for line in lines}) == 1 for lines in tables)
+    assert len(tables) == 7 and all(len({line.count("|") for line in lines}) == 1 for lines in tables)
     assert "| mini-1m-direct | mini-facts | " in text and "nan" not in text
+    made = [folder.parent.name for folder in paths.MODELS.glob("*/quantisation.json")]
+    assert made and all(f"| {name} | {name.split('-')[-1]} | " in text for name in made)
 
 
 def test_the_command_writes_the_card_or_checks_the_bands(tmp_path, monkeypatch, capsys):

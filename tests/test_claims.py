@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from asu import claims, contrast, metrics
+from asu import claims, metrics, profiles, tasks
 from asu.errors import AsuError
 from asu.stats import Estimate
 
@@ -23,7 +23,7 @@ def study(seconds, *, roles=("RLLM", "LLM"), tasks=TASKS, load="batch8", budget=
         for task in tasks:
             run = f"{pair}-{role}-{task}-{load}-{budget}-{max_requests}"
             rng = np.random.default_rng(list(f"{role}{task}".encode()))
-            size = contrast.load_size(pd.Series([load]))[0]
+            size = metrics.load_size(pd.Series([load]))[0]
             slots = np.zeros(int(size))
             for i in range(problems):
                 difficulty = float(i % 4 + 1)
@@ -213,6 +213,24 @@ def test_times_that_follow_difficulty_and_times_that_do_not():
     assert "03.time_slope_rllm_mini-medium" in numbers and "03.time_spread_ratio_mini-easy" not in numbers
 
 
+def test_what_stands_beside_the_papers_is_wall_time_and_not_the_mean_request():
+    requests = study(adaptive, load="closed8")
+    tail = (requests.role == "LLM") & (requests.request_id == "mini-easy-31#0")
+    requests.loc[tail, ["last_s", "end_s"]] += 100.0  # one plain request keeps its whole set waiting
+    numbers = claims.measure("03", requests=requests, **FEW)
+    spans = requests.groupby(["role", "task"]).agg(first=("sent_s", "min"), last=("last_s", "max"))
+    wall = (spans["last"] - spans["first"]).unstack("task")
+    each = wall.loc["RLLM"] / wall.loc["LLM"]
+    assert numbers["03.wall_ratio_mini-easy"].value == pytest.approx(each["mini-easy"])
+    assert numbers["03.wall_ratio"].value == pytest.approx(np.exp(np.log(each).mean()))
+    assert numbers["03.wall_ratio_mini-easy"].value < 0.5 < 1.5 < numbers["03.time_ratio_mini-easy"].value
+    spread = wall.max(axis=1) / wall.min(axis=1)
+    assert numbers["03.wall_spread_ratio"].value == pytest.approx(spread["RLLM"] / spread["LLM"])
+    row = claims.decide(numbers).set_index("claim").loc["F3.spread"]
+    assert row.value == numbers["03.time_spread_ratio"].value  # decides as before
+    assert row.ratio_to_paper == pytest.approx(numbers["03.wall_spread_ratio"].value / row.paper_value)
+
+
 def test_a_set_of_one_difficulty_has_no_slope_and_does_not_spoil_the_others():
     requests = study(adaptive)
     requests.loc[requests.task == "mini-facts", "difficulty"] = 1.0
@@ -230,14 +248,33 @@ def test_accuracy_leads_by_domain():
     assert numbers["04.domain_gap"].value == pytest.approx(0.75)
     assert numbers["04.accuracy_difference_mini-easy"].value == pytest.approx(0.75)
     assert numbers["04.accuracy_difference"].value == pytest.approx(0.5)
-    with pytest.raises(AsuError, match="named for the task puzzles"):
+    with pytest.raises(AsuError, match="unknown task 'puzzles'"):
         claims.domain.domain_gap(requests.assign(task="puzzles"))
+
+
+@pytest.mark.parametrize("profile", [name for name in profiles.names()
+                                     if claims.NOTEBOOKS["04"] in profiles.load(name).notebooks])
+def test_every_profile_s_sets_are_mathematics_or_knowledge(profile):
+    book = claims.NOTEBOOKS["04"]
+    sets = profiles.load(profile).parameters(book).get("TASKS", profiles.parameters(book)["TASKS"])
+    requests = study(adaptive, tasks=sets, problems=8, hit=lambda role, task, i: role == "RLLM" or i % 4 == 0)
+    numbers = claims.measure("04", requests=requests, n_boot=20)
+    kinds = {tasks.get(name).kind for name in sets}
+    for kind in ("mathematics", "knowledge"):
+        lead = numbers[f"04.accuracy_difference_{kind}"]
+        assert lead.value == 0.75 if kind in kinds else not lead.known
+    assert numbers["04.domain_gap"].known == (len(kinds) == 2)
 
 
 def test_failed_requests_are_no_wrong_answers_and_ungraded_ones_no_zero():
     requests = study(adaptive)
     requests.loc[requests.role == "RLLM", "outcome"] = ["failed", "correct"] * 48
     assert claims.domain.accuracy_difference(requests, **FEW).value == 0
+    # the RLLM times out on the half that neither can do: alone, its other half would be a lead of one half
+    requests = study(adaptive, hit=lambda role, task, i: i % 2 == 0)
+    requests.loc[(requests.role == "RLLM") & (requests.outcome == "wrong"), "outcome"] = "failed"
+    assert claims.domain.accuracy_difference(requests, **FEW).value == 0
+    assert claims.domain.domain_gap(requests, **FEW).value == 0
     numbers = claims.measure("04", requests=requests.assign(outcome=None), **FEW)
     assert not any(estimate.known for estimate in numbers.values())
 
@@ -288,7 +325,7 @@ def test_texts_that_change_with_batch_size_are_counted(sizes):
 
 
 def test_load_sizes_come_from_labels():
-    sizes = contrast.load_size(pd.Series(["batch16", "closed8", "gamma2cv1.41", "trace-x1"]))
+    sizes = metrics.load_size(pd.Series(["batch16", "closed8", "gamma2cv1.41", "trace-x1"]))
     assert sizes[:2].tolist() == [16, 8] and sizes[2:].isna().all()
 
 

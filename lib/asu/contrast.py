@@ -91,7 +91,7 @@ def over_blocks(samples: pd.DataFrame, statistic: stats.Statistic, **options) ->
 
 def batch_rows(requests: pd.DataFrame) -> pd.DataFrame:
     """`metrics.batches` with the settings of each, load_size, and whether there was a barrier."""
-    requests = requests.assign(load_size=load_size(requests.load), barrier=requests.batch >= 0)
+    requests = requests.assign(load_size=metrics.load_size(requests.load), barrier=requests.batch >= 0)
     keep = [c for c in [*SETTINGS, "role", "load_size", "barrier"] if c in requests]
     return metrics.batches(requests, keep).reset_index(drop=True)
 
@@ -99,11 +99,6 @@ def batch_rows(requests: pd.DataFrame) -> pd.DataFrame:
 def over_batches(batches: pd.DataFrame, statistic: stats.Statistic, **options) -> Estimate:
     """Interval from resampled batches, within each run."""
     return stats.bootstrap(statistic, batches[["run", "session", "batch"]], strata=batches.run, **options)
-
-
-def load_size(load: pd.Series) -> pd.Series:
-    """Requests at once of a batch or closed load from its label ("batch16", "closed16"); NaN for open loads."""
-    return load.str.extract(r"^(?:batch|closed)(\d+)$")[0].astype(float)
 
 
 def hits(rows: pd.DataFrame) -> stats.Statistic:

@@ -28,7 +28,8 @@ def frames(chosen: list[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
     for folder in chosen:
         run = records.read(folder)
         labels = {"run": folder.name[:8], **study.labels(run.spec), "kv_pool_actual": run.env["kv_pool_tokens"]}
-        parts.append([frame.assign(**labels) for frame in (run.requests, run.engine)])
+        pools = {"kv_pool_tokens": "Int64", "kv_pool_actual": "Int64"}  # not known is a value: else no look-up finds it
+        parts.append([frame.assign(**labels).astype(pools) for frame in (run.requests, run.engine)])
     requests, engine = (pd.concat(list(part), ignore_index=True) for part in zip(*parts, strict=True))
     return requests, engine
 

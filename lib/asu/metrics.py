@@ -220,8 +220,9 @@ def batches(requests: pd.DataFrame, keep: Sequence[str] = ()) -> pd.DataFrame:
     """One row per batch: how long it took, and how much of that the stragglers took.
 
     Under a barrier a batch is what was sent together. Without one, a batch is as many finishes in a row as there are
-    slots (the most requests ever in flight). Either lasts from the end of the batch before to its own last token, so
-    that batches fill the window of a run without gaps, and can be resampled whatever the load.
+    slots. Either lasts from the end of the batch before to its own last token, so that batches fill the window of a run
+    without gaps, and can be resampled whatever the load. Slots are the load's places, also where fewer requests are
+    left to fill them (the first batch after a resume, the last of a run); of an open load, the most ever in flight.
     Columns: run, session, batch, `keep`; start_s, end_s, wall_s; requests, finished (without error); slots;
     output_tokens; few_s = time with fewer than 20 % of the slots in flight; busy_s = request-seconds in flight (due to
     last token under a barrier, sent to last without).
@@ -229,12 +230,14 @@ def batches(requests: pd.DataFrame, keep: Sequence[str] = ()) -> pd.DataFrame:
     rows = []
     keys = _run_keys(requests)
     wanted = [*keys, *keep, "due_s", "sent_s", "last_s", "end_s", "batch", "output_tokens", "error"]
+    wanted += ["load"] if "load" in requests else []
     for label, part in _parts(requests.loc[requests.sent_s.notna(), list(dict.fromkeys(wanted))], keys):
         label |= {column: part[column].iloc[0] for column in keep}
         stop, began = last_known(part).to_numpy(), part.due_s.min()
         barrier = (part.batch >= 0).all()
         start = (part.due_s if barrier else part.sent_s).to_numpy()
-        slots = int(_steps(start, stop)[1].max())
+        places = _places(part)
+        slots = places or int(_steps(start, stop)[1].max())
         counts = part[["output_tokens", "batch"]].assign(finished=part.error.isna())
         if barrier:
             own = [np.flatnonzero(part.batch == batch) for batch in np.unique(part.batch)]
@@ -245,9 +248,20 @@ def batches(requests: pd.DataFrame, keep: Sequence[str] = ()) -> pd.DataFrame:
             seen = members if barrier else slice(None)
             mine = counts.iloc[members]
             rows.append(label | {"batch": int(mine.batch.iloc[0]) if barrier else number}
-                        | _batch(mine, span, len(members) if barrier else slots, start[seen], stop[seen]))
+                        | _batch(mine, span, slots if places or not barrier else len(members), start[seen], stop[seen]))
             began = span[1]
     return pd.DataFrame(rows)
+
+
+def load_size(load: pd.Series) -> pd.Series:
+    """Requests at once of a batch or closed load from its label ("batch16", "closed16"); NaN for open loads."""
+    return load.str.extract(r"^(?:batch|closed)(\d+)$")[0].astype(float)
+
+
+def _places(requests: pd.DataFrame) -> int | None:
+    """Requests that the load of one run keeps in flight; None of an open load, or where it has no label."""
+    size = load_size(requests.load.iloc[:1]).iloc[0] if "load" in requests else np.nan
+    return None if np.isnan(size) else int(size)
 
 
 def _batch(members: pd.DataFrame, span: tuple[float, float], slots: int, start: np.ndarray, stop: np.ndarray) -> dict:

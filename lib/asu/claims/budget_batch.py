@@ -15,7 +15,6 @@ from asu.contrast import (
     contrast,
     hits,
     known_until,
-    load_size,
     of_role,
     over_batches,
     over_problems,
@@ -69,7 +68,7 @@ _IGNORED = ("load", "max_requests")  # slots of the engine may follow the batch 
 def _ends(frame: pd.DataFrame, task: str | None = None) -> pd.DataFrame:
     """RLLM rows at the largest and smallest load of each engine, pair and set, named by `end`; those with two loads."""
     r = of_role(frame if task is None else frame[frame.task == task], "RLLM")
-    r["at_once"] = load_size(r.load)
+    r["at_once"] = metrics.load_size(r.load)
     sizes = r.groupby(["engine", "pair", "size", "task"], dropna=False).at_once
     most, least = sizes.transform("max"), sizes.transform("min")
     r["end"] = np.select([most == least, r.at_once == most, r.at_once == least], [None, "largest", "smallest"], None)

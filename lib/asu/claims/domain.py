@@ -1,22 +1,25 @@
-"""04: domain preference. Accuracy over requests that did not fail, paired by problem."""
+"""04: domain preference. Accuracy over requests that failed for neither twin, paired by problem."""
 
 import numpy as np
 import pandas as pd
 
-from asu import metrics, stats
+from asu import metrics, stats, tasks
 from asu.claims.core import MATERIAL_POINTS, Claim, Range, number
-from asu.claims.paper import KNOWLEDGE, SETS, by_set
+from asu.claims.paper import KNOWLEDGE, by_set
 from asu.contrast import SETTINGS, contrast, groups, hits, of_role, over_problems
-from asu.errors import AsuError
 from asu.stats import Estimate
 
 
 def _knowledge(requests: pd.DataFrame) -> pd.Series:
-    unknown = sorted(set(requests.task) - set(SETS))
-    if unknown:
-        raise AsuError(f"no set of the paper is named for the task {', '.join(unknown)}",
-                       "add it to SETS in lib/asu/claims.py")
-    return requests.task.map(SETS).isin(KNOWLEDGE)
+    return requests.task.isin([name for name in requests.task.unique() if tasks.get(name).kind == "knowledge"])
+
+
+def _graded(requests: pd.DataFrame) -> pd.DataFrame:
+    """Requests with `hit`; one that failed for either twin counts for neither, else their problems would differ."""
+    r = metrics.derive(requests).reset_index(drop=True)
+    request = [r[key] for key in [*SETTINGS, "request_id"] if key in r]
+    failed = (r.outcome == "failed").groupby(request, dropna=False).transform("any")
+    return r.assign(hit=r.hit.mask(failed))
 
 
 def _accuracy_differences(requests: pd.DataFrame) -> list[stats.Statistic]:
@@ -28,7 +31,7 @@ def accuracy_difference(requests: pd.DataFrame, **options) -> Estimate:
     """Accuracy, RLLM − LLM, paired by problem, mean over sets and sizes."""
     if requests.empty:
         return Estimate(np.nan)
-    r = metrics.derive(requests).reset_index(drop=True)
+    r = _graded(requests)
     return over_problems(r, stats.average(_accuracy_differences(r)), bounds=(-1, 1), **options)
 
 
@@ -47,7 +50,7 @@ def accuracy_difference_knowledge(requests: pd.DataFrame, **options) -> Estimate
 @number("04.domain_gap", "share", "requests")
 def domain_gap(requests: pd.DataFrame, **options) -> Estimate:
     """Accuracy lead of the RLLM on mathematics minus its lead on knowledge."""
-    r = metrics.derive(requests).reset_index(drop=True)
+    r = _graded(requests)
     knowledge = _knowledge(r).to_numpy()
     if knowledge.all() or not knowledge.any():
         return Estimate(np.nan)

@@ -50,6 +50,19 @@ def by_engine(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {name: part.reset_index(drop=True) for name, part in rows.groupby("engine", sort=False)}
 
 
+def first_waves(requests: pd.DataFrame, places: int) -> pd.DataFrame:
+    """Mean TTFT [s] of the first `places` requests of each run, those that open it, and of the rest.
+
+    Columns: engine, trial, pair, role, task, first_wave, rest (NaN: there is none). A first wave that waits far longer
+    is a server's start, such as kernels compiled at their first use, and not its steady behaviour.
+    """
+    r = metrics.derive(requests)
+    wave = np.where(r.groupby("run").sent_s.rank(method="first") <= places, "first_wave", "rest")
+    by = ["engine", "trial", "pair", "role", "task"]
+    means = r.pivot_table(index=by, columns=wave, values="ttft_s", sort=False)
+    return means.reindex(columns=["first_wave", "rest"]).reset_index().rename_axis(columns=None)
+
+
 def findings(requests: pd.DataFrame, engine: pd.DataFrame, held: pd.DataFrame, **options) -> pd.DataFrame:
     """What the pilot study found, per engine and set: RLLM over LLM of KV use and time, RLLM minus LLM of accuracy.
 
@@ -186,7 +199,8 @@ def guidance(numbers: Mapping[str, Estimate | Mapping | float], first: str = "vl
                "undecided": "may not carry over"}
     e2e, kv = (ALIKE.verdict(known.get(f"11.{name}_ratio_shift", Estimate(np.nan)))[0] for name in ("e2e", "kv"))
     return (f"Choose the engine by measuring your own mix of models, since a lead with one kind need not hold with the "
-            f"other: {told} (E2E of {titles[1]} over {titles[0]}'s); how many times as much KV cache a reasoning model "
+            f"other: {told} (E2E of {titles[1]} over {titles[0]}'s, on servers just started, whose first requests "
+            f"wait for what an engine does only once); how many times as much KV cache a reasoning model "
             f"needs as a plain one {carries[kv]}, how many times as long it takes {carries[e2e]}; for these models, "
             "this load and these versions of the engines.")
 

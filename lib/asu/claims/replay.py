@@ -63,10 +63,13 @@ def error_straggler_share(requests: pd.DataFrame, **options) -> Estimate:
 
 
 def worst(numbers: Mapping[str, Estimate | Mapping | float], names: tuple[str, ...]) -> tuple[str, Estimate]:
-    """(metric, size of its error) of the largest error of the RLLM among `names`; ("", not known) where none is."""
+    """(metric, size of its error) of the RLLM's error among `names` that may be largest: the furthest upper end.
+
+    ("", not known) where none is known.
+    """
     sizes = {name: _size(Estimate.of(numbers.get(f"12.error_{name}"))) for name in names}
     known = {name: size for name, size in sizes.items() if size.known}
-    name = max(known, key=lambda name: known[name].value, default="")
+    name = max(known, key=lambda name: known[name].upper, default="")
     return name, known.get(name, Estimate(np.nan, unit="share"))
 
 
@@ -77,7 +80,7 @@ def _size(error: Estimate) -> Estimate:
 
 
 def error_bars(numbers: Mapping[str, Estimate | Mapping | float]) -> dict[str, Estimate]:
-    """12.error_bar_time and 12.error_bar_kv: the largest error of any time or rate, and of KV use, without its sign."""
+    """12.error_bar_time and 12.error_bar_kv: what the error of any time or rate, and of KV use, may reach (`worst`)."""
     return {"12.error_bar_time": worst(numbers, TIMES)[1], "12.error_bar_kv": worst(numbers, KV)[1]}
 
 
@@ -92,21 +95,29 @@ CLAIMS = [
 
 def guidance(numbers: Mapping[str, Estimate | Mapping | float]) -> str:
     """One sentence: how a replayed number is to be read."""
-    (slowest, time), (_, kv) = worst(numbers, TIMES), worst(numbers, KV)
-    if not (time.known and kv.known):
+    time, kv = _reach(numbers, TIMES), _reach(numbers, KV)
+    if not (time and kv):
         return "Nothing was replayed beside real outputs here, so these runs give replayed numbers no error bar."
-    control = _size(Estimate.of(numbers.get(f"12.control_{slowest}")))
-    again = (f"; the same real runs made again are {control.value:.1%} apart in that metric" if control.known else "")
     right, _ = Range(-TOLERANCE, TOLERANCE).verdict(Estimate.of(numbers.get("12.error_e2e")))
     use = {"supported": "take absolute times from it",
            "not supported": "do not take absolute times from it, only comparisons of one replay with another",
            "undecided": "take absolute times from it with that margin, and comparisons of one replay with another "
                         "before them"}[right]
-    return (f"Read KV use from a replay as good to {kv.upper:.1%} (seen: {kv.value:.1%}), and times and rates as good "
-            f"to {time.upper:.1%} (seen: {time.value:.1%}, the largest error, of "
-            f"{effects.EFFECTS[slowest].title}{again}), beside their own intervals; {use}; and "
+    return (f"Read KV use from a replay as good to {kv}, and times and rates as good to {time}, beside their own "
+            f"intervals; {use}; and "
             "take no accuracy from it at all. This is the error of the method on this engine and machine, with a model "
             "whose steps are short: what replay adds to a step weighs less where a step takes longer.")
+
+
+def _reach(numbers: Mapping[str, Estimate | Mapping | float], names: tuple[str, ...]) -> str:
+    """How far the errors among `names` reach, which one does, and what was seen of it; "" where none is known."""
+    name, size = worst(numbers, names)
+    if not size.known:
+        return ""
+    control = _size(Estimate.of(numbers.get(f"12.control_{name}")))
+    again = f"; {control.value:.1%} where the same real runs were made again" if control.known else ""
+    return (f"{size.upper:.1%}, which the error of {effects.EFFECTS[name].title} may reach (seen: {size.value:.1%}"
+            f"{again})")
 
 
 def processor_time(requests: pd.DataFrame, host: pd.DataFrame) -> pd.DataFrame:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from asu import audit, effects, metrics, stats
 from asu.claims.core import SILENT, SMALL_POINTS, Claim, Range, number
-from asu.contrast import contrast, groups, load_size, of_role, over_blocks, over_problems, texts_changed
+from asu.contrast import contrast, groups, of_role, over_blocks, over_problems, texts_changed
 from asu.errors import AsuError
 from asu.specs import MOST_DRAFTED
 from asu.stats import Estimate
@@ -159,7 +159,7 @@ def speedups(requests: pd.DataFrame, control: pd.DataFrame, **options) -> pd.Dat
 
     control: requests whose runs made again tell the machine's changes of pace.
     """
-    at_once, rows = load_size(requests.load), []
+    at_once, rows = metrics.load_size(requests.load), []
     for label in [x for x in requests.speculation.unique() if x != OFF]:
         rows += [{"speculation": label, "at_once": size} | _faster(
             requests[at_once == size], label, control, **options).as_dict()
@@ -319,7 +319,7 @@ def crossing(sizes: pd.DataFrame, wanted: str, **options) -> Estimate:
     on = _on(sizes, wanted)
     if on is None:
         return Estimate(np.nan)
-    r = sizes.assign(at_once=load_size(sizes.load), share_s=metrics.time_shares(sizes))
+    r = sizes.assign(at_once=metrics.load_size(sizes.load), share_s=metrics.time_shares(sizes))
     r = r[r.speculation.isin([OFF, on])].reset_index(drop=True)
     at, parts = np.sort(r.at_once[r.speculation == on].unique()), []
     for size in at:
@@ -351,7 +351,7 @@ def _from_where(x: np.ndarray, gains: np.ndarray) -> np.ndarray:
 
 
 def _speedup_at(sizes: pd.DataFrame, requests: pd.DataFrame, wanted: str, pick, **options) -> Estimate:
-    on, at_once = _on(sizes, wanted), load_size(sizes.load)
+    on, at_once = _on(sizes, wanted), metrics.load_size(sizes.load)
     if on is None:
         return Estimate(np.nan)
     return _faster(sizes[at_once == pick(at_once[sizes.speculation == on])], on, requests, **options)
@@ -387,7 +387,7 @@ def guidance(numbers: Mapping[str, Estimate], sizes: pd.DataFrame, rates: pd.Dat
         time, cost, crossed, *ends = (Estimate.of(numbers.get(f"09.{name}_{wanted}{end}")) for name, end in (
             ("time_ratio", ""), ("step_cost", ""), ("crossing", ""), ("speedup", "_smallest"), ("speedup", "_largest")))
         mine = sizes[sizes.speculation.str.startswith(wanted)]
-        sent = load_size(mine.load)
+        sent = metrics.load_size(mine.load)
         parts = [] if sent.empty else _at_ends(ends, [int(sent.min()), int(sent.max())])
         parts = [f"on {' and '.join(mine.task.unique())} {part}" for part in parts[:1]] + parts[1:]
         assumed = mine.speculation.str.extract(r"@(.*)")[0].dropna()

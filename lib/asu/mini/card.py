@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from asu import paths, stats, tasks
+from asu import paths, quantise, stats, tasks
 from asu.errors import AsuError
 from asu.metrics import derive
 from asu.mini import problems, train
@@ -172,10 +172,18 @@ Percentiles of output tokens, thinking included; share of answers cut off by the
 
 {_lengths(requests)}
 
+## Quantised checkpoints
+
+Made of the bf16 weights above by `make quantize`; embeddings and output head stay in bf16. Recipe, versions and digests
+are in each folder's quantisation.json.
+
+{_quantised(paths.MODELS)}
+
 ## Use and limits
 
-Load with transformers or vLLM from this folder. Prompts must have the form of the published problems, one question a
-conversation; anything else gives noise. Answers were never checked for anything but being right.
+Load with transformers or vLLM from a model's folder. Prompts must have the form of the published problems, one question
+a conversation; anything else gives noise. Answers were never checked for anything but being right. The licence is MIT,
+as the repository's.
 """
 
 
@@ -228,6 +236,16 @@ def _lengths(requests: pd.DataFrame) -> str:
     return table(["model", "set", "p50", "p90", "p99", "thinking p50", "cut off", "failed"],
                  [(row.model, row.task, f"{row.p50:.0f}", f"{row.p90:.0f}", f"{row.p99:.0f}", f"{row.thinking_p50:.0f}",
                    f"{row.cut_off:.1%}", f"{row.failed:.0f}") for row in lengths(requests).itertuples()])
+
+
+def _quantised(folder: Path) -> str:
+    """The checkpoints in `folder` that a quantisation.json describes."""
+    rows = []
+    for record in sorted(folder.glob(f"*/{quantise.RECORD}")):
+        told, weights = json.loads(record.read_text()), record.with_name("model.safetensors")
+        rows.append((record.parent.name, told["scheme"], told["recipe"]["method"],
+                     f"{weights.stat().st_size / 1e6:.1f}"))
+    return table(["folder", "scheme", "method", "file [MB]"], rows)
 
 
 def main(words: list[str] | None = None, made: Callable[[], Study] = study) -> int:

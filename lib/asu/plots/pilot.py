@@ -266,7 +266,7 @@ def straggler_summary(summary: pd.DataFrame, paper: pd.DataFrame | None = None) 
     handles = [Patch(facecolor=style.role(role).colour if load == loads[0] else "white", hatch=style.role(role).hatch,
                      edgecolor="white" if load == loads[0] else style.role(role).colour,
                      label=f"{role}, {load_label(load)}") for role in roles for load in loads]
-    legend(figure, handles + ([paper_handle()] if paper is not None else []), columns=3)
+    legend(figure, handles + ([paper_handle()] if paper is not None and len(paper) else []), columns=3)
     return figure
 
 
@@ -333,15 +333,16 @@ def domain_preference(differences: pd.DataFrame, paper: pd.DataFrame | None = No
     tasks = style.ordered(differences["task"], style.TASKS)
     paper = theirs_by_task(paper, tasks)
     if paper is not None and "role" in paper:
-        by_role = paper.pivot(index="task", columns="role", values="value")
+        by_role = paper.pivot(index="task", columns="role", values="value").reindex(columns=list(style.ROLES))
         paper = (by_role["RLLM"] - by_role["LLM"]).rename("value").reset_index()
     pairs = sorted(set(differences["pair"]))
-    figure = Figure(figsize=(style.WIDTH, 1.4 + 0.62 * len(tasks)), layout="constrained")
+    step = min(0.26, 0.8 / len(pairs))
+    figure = Figure(figsize=(style.WIDTH, 1.4 + max(0.62, 0.16 * len(pairs)) * len(tasks)), layout="constrained")
     ax = figure.subplots()
     ax.axvline(0, color=style.INK, linewidth=1)
     for k, pair in enumerate(pairs):
         rows = differences[differences["pair"] == pair]
-        y = np.array([tasks.index(task) for task in rows["task"]]) + (k - (len(pairs) - 1) / 2) * 0.26
+        y = np.array([tasks.index(task) for task in rows["task"]]) + (k - (len(pairs) - 1) / 2) * step
         colours = [style.task(task).colour for task in rows["task"]]
         ax.hlines(y, rows["lo"] * 100, rows["hi"] * 100, colors=colours, linewidth=2)
         for at, row, colour in zip(y, rows.itertuples(), colours, strict=True):
@@ -355,11 +356,11 @@ def domain_preference(differences: pd.DataFrame, paper: pd.DataFrame | None = No
     ax.set_xlabel("accuracy of RLLM − accuracy of LLM [percentage points]")
     handles = [Line2D([], [], color=style.FAINT, marker=_PAIR_MARKS[k % len(_PAIR_MARKS)], markersize=8, label=pair)
                for k, pair in enumerate(pairs)]
-    legend(figure, handles + ([paper_handle()] if paper is not None else []))
+    legend(figure, handles + ([paper_handle()] if paper is not None and len(paper) else []))
     return figure
 
 
-_PAIR_MARKS = ["o", "^", "s", "v"]
+_PAIR_MARKS = ["o", "^", "s", "v", "P", "X", "*", "p"]  # not the paper's
 
 
 @style.styled
