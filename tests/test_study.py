@@ -273,6 +273,8 @@ def test_estimates_learn_from_like_runs(done):
     assert study.estimate_s(spec, history) == pytest.approx(20.0)
     slow = spec.model_copy(update={"load": playthings.make_spec(load={"kind": "gamma", "rate": 0.5, "cv": 1.0}).load})
     assert study.estimate_s(slow, history) == pytest.approx(80.0), "arrivals set the least time"
+    real = Study(model="qwen3-0.6b-think", task="gsm8k", problems=64, budget=2048).specs[0]
+    assert study.estimate_s(real, history) == pytest.approx(64 * 1500 / 96), "not at a miniature's rate"
 
 
 class Terminal(io.StringIO):

@@ -1,7 +1,8 @@
 """The paper's numbers, and how a measured number is set beside them.
 
-The paper is "Reasoning Language Model Inference Serving Unveiled: An Empirical Study" (arXiv 2510.18672). Its numbers
-here were read off its published figures.
+The paper is "Reasoning Language Model Inference Serving Unveiled: An Empirical Study" (arXiv 2510.18672). Its full text
+was not at hand: each number says whether it was read off a figure, said in words (by the authors or where others quote
+them), taken from the released client's source, or worked out from these.
 """
 
 from collections.abc import Iterable, Mapping

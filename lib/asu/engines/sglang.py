@@ -30,7 +30,7 @@ class SGLang(base.Engine):
     name = "sglang"
     packages = ("sglang",)
     install = "on a machine with an NVIDIA GPU: python3 -m venv .venv-sglang && " \
-              ".venv-sglang/bin/pip install sglang==0.5.23"
+              ".venv-sglang/bin/pip install sglang==0.5.16"
     gauge_names = {
         "kv_use": "sglang:token_usage",
         "running": "sglang:num_running_reqs",
