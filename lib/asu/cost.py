@@ -49,10 +49,8 @@ def measured() -> tuple[Rate, ...]:
 
 
 def weight_gib(model: Model, weights: str = "bf16") -> float:
-    """Memory of a model's weights from its shape [GiB]: what a step reads, and the embeddings it looks up."""
-    shape = capacity.shape(model)
-    read = roofline.step(shape, batch=1, context=0, weights=weights).weight_bytes
-    return (read + roofline.embedding_bytes(shape)) / capacity.GIB
+    """Memory of a model's weights from its shape [GiB]."""
+    return roofline.weight_bytes(capacity.shape(model), weights) / capacity.GIB
 
 
 def served(spec: RunSpec) -> list[Model]:

@@ -86,8 +86,7 @@ def configs(study) -> dict[str, dict]:
 def sizes(study):
     """Bytes of weights by model and scheme: model, weights, stored_bytes, of_bf16 (over those of bf16).
 
-    Of checkpoints on this machine their tensors' bytes; of others (random weights) what a step reads by `step`, and the
-    embeddings in bf16 where they are not the output head's.
+    Of checkpoints on this machine their tensors' bytes; of others (random weights) `weight_bytes`.
     """
     import pandas as pd
 
@@ -99,16 +98,17 @@ def sizes(study):
         folder = model.folder if weights == "bf16" else quantise.folder(model, weights)
         size = stored_bytes(folder) if folder.is_dir() else 0
         if not size and name in known:
-            size = step(known[name], batch=1, context=0, weights=weights).weight_bytes + embedding_bytes(known[name])
+            size = weight_bytes(known[name], weights)
         rows.append({"model": name, "weights": weights, "stored_bytes": size or float("nan")})
     made = pd.DataFrame(rows)
     return made.assign(of_bf16=made.stored_bytes / made.model.map(
         made[made.weights == "bf16"].set_index("model").stored_bytes))
 
 
-def embedding_bytes(config: Mapping) -> int:
-    """Embeddings in bf16 that are not the output head's as well; a step reads only its tokens' rows of them [B]."""
-    return 0 if config.get("tie_word_embeddings") else 2 * config["hidden_size"] * config["vocab_size"]
+def weight_bytes(config: Mapping, weights: str = "bf16") -> float:
+    """All weights [B]: what a step reads, and embeddings in bf16 that are not the output head's as well."""
+    embeddings = 0 if config.get("tie_word_embeddings") else 2 * config["hidden_size"] * config["vocab_size"]
+    return step(config, batch=1, context=0, weights=weights).weight_bytes + embeddings
 
 
 @dataclass(frozen=True)

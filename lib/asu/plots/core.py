@@ -116,6 +116,11 @@ def paper_handle(label: str = "paper (7B)") -> Line2D:
                   label=label)
 
 
+def paper_handles(paper: pd.DataFrame | None, label: str = "paper (7B)") -> list[Line2D]:
+    """Legend entry of the paper's marks, where there are any."""
+    return [] if paper is None or paper.empty else [paper_handle(label)]
+
+
 def from_zero(axes: Iterable[Axes]) -> None:
     """Start the value axes at zero; after all panels are drawn, for a set limit ends the scaling of shared axes."""
     for ax in axes:

@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from asu import style
 from asu.effects import CONTROL, EFFECTS
 from asu.models import parameters
-from asu.plots.core import legend, need, paper_handle, select
+from asu.plots.core import legend, need, paper_handles, select
 
 _COLUMNS = 4  # panels side by side
 _APART = 0.36  # vertical distance of the two roles of one row
@@ -47,7 +47,7 @@ def effects(table: pd.DataFrame, *, paper: pd.DataFrame | None = None, by: str =
         ax.remove()
     looks = [style.role(role) for role in style.ordered(table["role"], style.ROLES)]
     handles = [Line2D([], [], color=look.colour, marker=look.marker, label=look.label) for look in looks]
-    legend(figure, handles + ([paper_handle("paper")] if paper is not None and len(paper) else []))
+    legend(figure, handles + paper_handles(paper, "paper"))
     return figure
 
 

@@ -25,6 +25,7 @@ from asu.plots.core import (
     metric_label,
     need,
     paper_handle,
+    paper_handles,
     role_handles,
     select,
     share_axis,
@@ -110,7 +111,7 @@ def kv_summary(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> Figu
         if ax.get_subplotspec().is_first_col():
             ax.set_ylabel(pair)
     from_zero(panels.values())
-    legend(figure, bar_handles(summary["role"]) + ([paper_handle()] if paper is not None else []))
+    legend(figure, bar_handles(summary["role"]) + paper_handles(paper))
     return figure
 
 
@@ -266,7 +267,7 @@ def straggler_summary(summary: pd.DataFrame, paper: pd.DataFrame | None = None) 
     handles = [Patch(facecolor=style.role(role).colour if load == loads[0] else "white", hatch=style.role(role).hatch,
                      edgecolor="white" if load == loads[0] else style.role(role).colour,
                      label=f"{role}, {load_label(load)}") for role in roles for load in loads]
-    legend(figure, handles + ([paper_handle()] if paper is not None and len(paper) else []), columns=3)
+    legend(figure, handles + paper_handles(paper), columns=3)
     return figure
 
 
@@ -356,7 +357,7 @@ def domain_preference(differences: pd.DataFrame, paper: pd.DataFrame | None = No
     ax.set_xlabel("accuracy of RLLM − accuracy of LLM [percentage points]")
     handles = [Line2D([], [], color=style.FAINT, marker=_PAIR_MARKS[k % len(_PAIR_MARKS)], markersize=8, label=pair)
                for k, pair in enumerate(pairs)]
-    legend(figure, handles + ([paper_handle()] if paper is not None and len(paper) else []))
+    legend(figure, handles + paper_handles(paper))
     return figure
 
 
